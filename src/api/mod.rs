@@ -1,0 +1,85 @@
+//! The interface: HTTP on the root's Unix socket. It reads the published view and sends requests to the director
+//! through a channel; no client can slow the director.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::item::JobId;
+
+pub mod view;
+
+pub use view::View;
+
+/// What a client asks of the director; answered through `reply`, exactly once.
+#[derive(Debug)]
+pub struct Request {
+    pub what: Command,
+    pub reply: tokio::sync::oneshot::Sender<Result<serde_json::Value, Refusal>>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "command")]
+pub enum Command {
+    Pause,
+    Resume,
+    Drain,
+    Release,
+    /// By id, index or UUID.
+    Cordon {
+        device: String,
+    },
+    Uncordon {
+        device: String,
+    },
+    /// Jobs in `claimed/`, by id.
+    Cancel {
+        jobs: Vec<JobId>,
+        inbox: Vec<InboxRef>,
+    },
+    /// Ended jobs, by id.
+    Retry {
+        jobs: Vec<JobId>,
+    },
+}
+
+/// An item that still lies in the inbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InboxRef {
+    pub folder: String,
+    pub name_b64: String,
+}
+
+/// A refused request; the command line prints it and exits 1 or 2.
+#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    pub code: String,
+    pub message: String,
+    pub help: String,
+}
+
+/// Where the director publishes and everyone else reads. Numbered, so that a reader can wait for what comes after.
+#[derive(Clone, Debug)]
+pub struct Board {
+    current: watch::Sender<Arc<View>>,
+}
+
+impl Board {
+    pub fn new(first: View) -> Board {
+        Board { current: watch::Sender::new(Arc::new(first)) }
+    }
+
+    pub fn publish(&self, view: View) {
+        self.current.send_replace(Arc::new(view));
+    }
+
+    pub fn read(&self) -> Arc<View> {
+        self.current.borrow().clone()
+    }
+
+    pub fn subscribe(&self) -> watch::Receiver<Arc<View>> {
+        self.current.subscribe()
+    }
+}

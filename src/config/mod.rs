@@ -1,0 +1,215 @@
+//! The configuration, checked: what the rest of the program reads. Text becomes a [`Config`] in [`parse`], which answers
+//! what is wrong with the line, what was found and what is expected.
+
+mod parse;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use parse::{ConfigError, Warning};
+
+use crate::item::ItemKind;
+use crate::units::Bytes;
+
+/// Everything a director needs to know, checked and resolved. Compare two to know what a reload changes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Config {
+    /// Where it was read from; none for the built-in defaults.
+    pub file: Option<PathBuf>,
+    /// The folder that `cwd` defaults to and relative paths start from: the file's.
+    pub dir: PathBuf,
+    /// Absolute.
+    pub root: PathBuf,
+    pub inbox: Inbox,
+    pub devices: Devices,
+    pub history: History,
+    pub api: Api,
+    /// In the file's order: the first that matches wins. Behind `Arc`, since a job keeps the one it was claimed with.
+    pub routes: Vec<std::sync::Arc<Route>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Inbox {
+    /// None: by file system (2 s; 15 s on network file systems; 30 s for directories made in place).
+    pub settle: Option<Duration>,
+    /// Added to the built-in temporary-name patterns.
+    pub ignore: Vec<String>,
+    pub watch: Watch,
+    pub poll_interval: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Watch {
+    Auto,
+    Events,
+    Poll,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Devices {
+    #[serde(rename = "use")]
+    pub backend: Backend,
+    /// Indexes or UUIDs; empty = all.
+    pub include: Vec<String>,
+    pub exclude: Vec<String>,
+    /// Workers per GPU.
+    pub slots: u32,
+    /// None: one per core this process may use.
+    pub cpu_slots: Option<u32>,
+    pub policy: Policy,
+    pub visible: Visible,
+    pub affinity: bool,
+    pub idle: Idle,
+    pub sim: Sim,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    Auto,
+    Gpu,
+    Cpu,
+    Sim,
+}
+
+/// Which of the free devices an item gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// Fewest leases; ties: most free memory, then coolest, then lowest index.
+    #[default]
+    LeastConnections,
+    /// Most leases that still fit: keeps whole devices free.
+    Pack,
+    /// The one after the last given.
+    RoundRobin,
+}
+
+/// How a worker is told its GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Visible {
+    Uuid,
+    Index,
+}
+
+/// When a GPU counts as idle.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Idle {
+    pub max_memory_used: Bytes,
+    /// Percent.
+    pub max_utilization: u32,
+    /// The least time between the two clean sweeps that a device used by others needs.
+    pub settle: Duration,
+    pub ignore_processes: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Sim {
+    pub gpus: u32,
+    pub memory: Bytes,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct History {
+    /// None: forever.
+    pub keep_done: Option<Duration>,
+    pub keep_failed: Option<Duration>,
+    /// Per attempt.
+    pub max_log: Bytes,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Api {
+    /// None: the Unix socket only.
+    pub listen: Option<SocketAddr>,
+    pub token_file: Option<PathBuf>,
+}
+
+/// A rule that matches items and says how to process them. Serializable, since job.json carries it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Route {
+    pub name: String,
+    /// Under `inbox/`; empty for the inbox itself.
+    pub folder: String,
+    /// Glob patterns on the item's name; empty = every name.
+    #[serde(rename = "match")]
+    pub patterns: Vec<String>,
+    pub kind: RouteKind,
+    /// Program and arguments with their placeholders, already checked.
+    pub command: Vec<String>,
+    pub mode: Mode,
+    pub env: BTreeMap<String, String>,
+    /// Absolute, or with placeholders; none: the configuration's directory.
+    pub cwd: Option<String>,
+    /// The directory of the configuration it came from: the default `cwd`.
+    pub dir: PathBuf,
+    /// 0 = CPU slots.
+    pub gpus: u32,
+    pub gpu_memory: Option<Bytes>,
+    pub cpu_fallback: bool,
+    pub visible: Option<Visible>,
+    /// Higher goes first.
+    pub priority: i32,
+    /// None: no limit.
+    pub max_running: Option<u32>,
+    pub timeout: Option<Duration>,
+    pub kill_grace: Duration,
+    /// Counted attempts after the first.
+    pub retries: u32,
+    /// Before the second attempt; doubles up to [`Route::MAX_BACKOFF`].
+    pub backoff: Duration,
+    /// Patterns that must exist in `out/`.
+    pub outputs: Vec<String>,
+    pub ready: Ready,
+    /// Absolute.
+    pub publish: Option<PathBuf>,
+}
+
+impl Route {
+    pub const MAX_BACKOFF: Duration = Duration::from_secs(600);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteKind {
+    File,
+    Directory,
+    Any,
+}
+
+impl RouteKind {
+    pub fn takes(self, kind: ItemKind) -> bool {
+        match self {
+            RouteKind::File => kind == ItemKind::File,
+            RouteKind::Directory => kind == ItemKind::Directory,
+            RouteKind::Any => true,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Oneshot,
+    Resident,
+}
+
+/// What must hold beside the built-in rules before an item of this route is ready; combined with AND.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Replaces all three defaults.
+    pub settle: Option<Duration>,
+    /// A suffix: `<name><marker>` must exist (inside a directory item: a file of exactly this name also counts).
+    pub marker: Option<String>,
+    /// `<name>.manifest.json` with sizes and SHA-256 must match.
+    pub manifest: bool,
+    pub min_bytes: Bytes,
+    /// Exit 0 = ready, 75 = not yet, else held.
+    pub validator: Vec<String>,
+}

@@ -1,0 +1,46 @@
+//! The health of the parts, as `status` lists it.
+
+use serde::{Deserialize, Serialize};
+
+/// One line of `status`'s `health`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    pub what: What,
+    pub state: Condition,
+    pub message: String,
+}
+
+impl Check {
+    pub fn ok(what: What) -> Check {
+        Check { what, state: Condition::Ok, message: String::new() }
+    }
+
+    pub fn degraded(what: What, message: impl Into<String>) -> Check {
+        Check { what, state: Condition::Degraded, message: message.into() }
+    }
+
+    pub fn failed(what: What, message: impl Into<String>) -> Check {
+        Check { what, state: Condition::Failed, message: message.into() }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    Inbox,
+    Watch,
+    Spool,
+    Space,
+    Devices,
+    Ledger,
+    Config,
+    LeaseTest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    Ok,
+    Degraded,
+    Failed,
+}

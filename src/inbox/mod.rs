@@ -1,0 +1,114 @@
+//! The inbox: which items lie there, which of them are ready, and which can't be taken and why. Watches, scans, settles.
+//! Has never heard of GPUs. Events are hints, the directory is the truth.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::config::{Inbox as InboxRules, Route};
+use crate::item::{ItemKind, ItemName, Signature};
+
+/// An item that is ready, as it is offered to the director.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub key: CandidateKey,
+    pub kind: ItemKind,
+    pub signature: Signature,
+    /// The item's ctime: what a producer can't forge, and the order among equals.
+    pub arrived_at: Timestamp,
+    /// The first route that matches it.
+    pub route: Arc<Route>,
+    /// Whether the lease test was possible and passed; the spool makes it again around the rename.
+    pub lease_tested: bool,
+}
+
+/// Which item in which intake folder. A new file of the same name is another item with another signature.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CandidateKey {
+    /// The intake folder under `inbox/`; empty for the inbox itself.
+    pub folder: String,
+    pub name: ItemName,
+}
+
+/// What the scanner thread tells the director. The queue is bounded: at most [`WINDOW`] items of a route are offered
+/// and not yet answered.
+#[derive(Debug)]
+pub enum Notice {
+    /// Ready items, oldest first within each route.
+    Offered(Vec<Candidate>),
+    /// Offered before, and gone or changed since.
+    Withdrawn(Vec<CandidateKey>),
+    /// How many lie there in which state, after a scan or a change.
+    Counts(Counts),
+    /// The state of the inbox and its watch.
+    Health(Vec<crate::health::Check>),
+}
+
+/// The items of one route that may be offered and unanswered at once. More than the planner can claim at a time (64),
+/// so that a claim never waits for a refill.
+pub const WINDOW: usize = 256;
+
+/// As of the last scan, kept up by events since.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counts {
+    /// Seen, and not settled yet.
+    pub arriving: u64,
+    /// Ready, offered ones included.
+    pub ready: u64,
+    /// Temporary names, counted and listed by `list --state ignored`.
+    pub ignored: u64,
+    /// Bounded at [`HELD_LISTED`]; `held_total` counts all.
+    pub held: Vec<HeldItem>,
+    pub held_total: u64,
+    /// A sample of what is arriving and ready beyond the window, for `list`: bounded at [`HELD_LISTED`] each.
+    pub arriving_names: Vec<ItemInfo>,
+    pub ready_names: Vec<ItemInfo>,
+    /// Bounded too.
+    pub ignored_names: Vec<ItemInfo>,
+    /// Whether every intake folder was read whole at least once since the start.
+    pub scanned: bool,
+    /// In `--once` mode: nothing that lay there at the start is arriving, ready or offered any more.
+    pub drained: bool,
+}
+
+pub const HELD_LISTED: usize = 1000;
+
+/// What lies in the inbox and can't be taken.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeldItem {
+    pub key: CandidateKey,
+    pub reason: String,
+    pub since: Timestamp,
+    pub route: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ItemInfo {
+    pub key: CandidateKey,
+    pub arrived_at: Option<Timestamp>,
+    pub route: Option<String>,
+}
+
+/// What the director tells the scanner.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// These were claimed, or are gone: forget them, and offer more.
+    Taken(Vec<CandidateKey>),
+    /// It can't be taken for a reason that only the director knows; it is held and offered again after `retry_in`.
+    Refused {
+        key: CandidateKey,
+        reason: String,
+        retry_in: Duration,
+    },
+    /// The claim found it changed or a writer at it: settle it again.
+    Unsettled(CandidateKey),
+    /// A changed configuration: everything held or offered is judged again.
+    Reconfigure {
+        rules: Arc<InboxRules>,
+        routes: Vec<Arc<Route>>,
+    },
+    /// Look again now.
+    Rescan,
+    Stop,
+}

@@ -1,0 +1,121 @@
+//! Workers: one short-lived thread for each attempt. It starts the process, listens to it, ends it, kills what it left
+//! behind, and reports exactly once, whatever happens.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+
+use crate::item::{JobId, StopWhy};
+use crate::units::{Bytes, Moment};
+
+/// Everything one attempt needs; prepared by the director, nothing left to decide.
+#[derive(Debug)]
+pub struct Launch {
+    pub job: JobId,
+    pub attempt: u32,
+    /// Program and arguments, placeholders filled in. The program is looked up in the environment's PATH.
+    pub argv: Vec<OsString>,
+    /// The whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    pub cwd: PathBuf,
+    /// `claimed/<job>`: `lock`, the log, `item/` and `out/` lie in it. The thread takes the lock's `flock`, writes the
+    /// attempt and the process group into it, and lets the process inherit it.
+    pub dir: PathBuf,
+    /// The item's name, for the report channel and the last look at the signature.
+    pub item: PathBuf,
+    /// What the item must still look like; only before attempt 1.
+    pub signature: Option<crate::item::Signature>,
+    /// The host-wide device locks, inherited too.
+    pub device_locks: Vec<Arc<OwnedFd>>,
+    /// Cores to stay on; empty = as the director.
+    pub cpus: Vec<usize>,
+    pub timeout: Option<Duration>,
+    pub kill_grace: Duration,
+    /// Patterns that must exist in `out/` for a success.
+    pub outputs: Vec<String>,
+    pub max_log: Bytes,
+}
+
+/// What a worker tells the director. Bounded: the last one is sent by `Drop`, so one place a slot is kept for it.
+#[derive(Debug)]
+pub enum Event {
+    /// The process runs, as the leader of its own group.
+    Started { job: JobId, attempt: u32, pid: i32, at: Timestamp },
+    /// From the report channel; the latest wins.
+    Progress { job: JobId, attempt: u32, fraction: Option<f64>, message: Option<String> },
+    /// A counter of the report channel.
+    Count { job: JobId, attempt: u32, name: String, by: f64 },
+    /// The one report.
+    Ended(Box<Report>),
+}
+
+/// How an attempt ended: facts. Whose fault it was is decided in `fault`.
+#[derive(Debug)]
+pub struct Report {
+    pub job: JobId,
+    pub attempt: u32,
+    pub pid: Option<i32>,
+    pub started_at: Option<Timestamp>,
+    pub ended_at: Timestamp,
+    /// Monotonic, for "failed fast".
+    pub ran: Duration,
+    pub end: End,
+    /// What the worker said on fd 3 that bears on the outcome.
+    pub said: Option<Said>,
+    /// Declared outputs that don't exist.
+    pub missing_outputs: Vec<String>,
+    /// The log's end speaks of GPU or host memory running out.
+    pub out_of_memory: bool,
+}
+
+/// How the process ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    Exited(i32),
+    Signalled(i32),
+    /// It was over its time and was ended; how it then died.
+    TimedOut {
+        exit_code: Option<i32>,
+        signal: Option<i32>,
+    },
+    /// We ended it; how it then died. `None` twice: it never started.
+    Stopped {
+        why: StopWhy,
+        exit_code: Option<i32>,
+        signal: Option<i32>,
+    },
+    /// The process could not be started: the words, and whether the fault is the route's (no such program) or the
+    /// host's (no memory, no process slots).
+    NotStarted {
+        error: String,
+        host: bool,
+    },
+    /// The item isn't what was claimed (attempt 1), or is gone (a retry).
+    ItemChanged,
+    ItemMissing,
+    /// The worker spoke nonsense on fd 3 and was ended.
+    Protocol(String),
+    /// Reading or writing in the job's directory failed.
+    Io(String),
+    /// The worker thread itself failed.
+    Panicked,
+}
+
+/// The last word on fd 3.
+#[derive(Debug)]
+pub enum Said {
+    Done { result: Option<Box<RawValue>> },
+    Failed { error: String, retry: bool },
+}
+
+/// When a stop was asked, to the worker's thread.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StopOrder {
+    pub why: StopWhy,
+    pub at: Moment,
+}
