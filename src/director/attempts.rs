@@ -1,0 +1,295 @@
+//! Attempts: from a lease to a worker, and from its report to what follows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tracing::{debug, info, warn};
+
+use super::{Director, Running};
+use crate::config::Visible;
+use crate::devices::{Cordon, CordonBy, DeviceId, ProcessKind, Reading, pin, prober};
+use crate::fault::{self, Next};
+use crate::item::{Attempt, JobDir, JobId, JobRecord, Outcome, Stage, Step, StopWhy};
+use crate::ledger;
+use crate::spool;
+use crate::state::Progress;
+use crate::units::{Bytes, Moment};
+use crate::worker::{self, End, Report};
+
+impl Director {
+    /// Gives the devices to the job and begins its next attempt.
+    pub(super) fn start(&mut self, id: JobId, on: Vec<DeviceId>) {
+        let Some(Stage::Claimed { next: n, .. }) = self.state.job(id).map(|job| job.stage.clone()) else { return };
+        // The lease is taken before the process starts and is never derived from the driver's lists.
+        if let Err((device, by)) = self.lock_devices(&on) {
+            debug!(job = %id, %device, by, "the device is another director's");
+            self.state.device_mut(&device).cordon = Some(Cordon { by: CordonBy::OtherDirector, since: self.state.now, reason: by });
+            return;
+        }
+        self.step(id, Step::Lease { on: on.clone() });
+        let mut durable = false;
+        let record = self.state.rewrite(id, |record| {
+            match record.attempts.last_mut().filter(|last| last.n == n && last.ended_at.is_none()) {
+                // On disk since the claim, or since a preparation that came to nothing.
+                Some(planned) => {
+                    durable = true;
+                    planned.devices = on;
+                }
+                None => record.attempts.push(Attempt { devices: on, ..Attempt::planned(n) }),
+            }
+        });
+        let Some(record) = record else { return };
+        if durable {
+            self.launch(id);
+        } else {
+            self.spool.send(spool::Task::Prepare { record });
+        }
+    }
+
+    fn lock_devices(&mut self, on: &[DeviceId]) -> Result<(), (DeviceId, String)> {
+        for (at, device) in on.iter().enumerate() {
+            if !self.is_locked_device(device) {
+                continue;
+            }
+            if let Err(held) = self.locks.hold(device) {
+                for earlier in &on[..at] {
+                    self.locks.release(earlier);
+                }
+                return Err((device.clone(), held.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// CPU slots belong to this director alone.
+    fn is_locked_device(&self, device: &DeviceId) -> bool {
+        *device != DeviceId::cpu()
+    }
+
+    pub(super) fn on_prepared(&mut self, id: JobId) {
+        match self.state.job(id).map(|job| job.stage.clone()) {
+            Some(Stage::Preparing { .. }) => self.launch(id),
+            // Stopped while its attempt was written: it never started.
+            Some(Stage::Stopping { on, why, .. }) => {
+                self.unlock(&on);
+                match why {
+                    StopWhy::Cancelled => self.commit(id, super::claims::cancelled_ending()),
+                    StopWhy::Shutdown | StopWhy::DeviceLost => self.step(id, Step::Unlease),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn launch(&mut self, id: JobId) {
+        let Some(job) = self.state.job(id) else { return };
+        let Stage::Preparing { n, on, .. } = job.stage.clone() else { return };
+        let record = job.record.clone();
+        let launch = self.prepare_launch(&record, n, &on);
+        self.step(id, Step::Launch);
+        let energy = self.energy(&on);
+        let handle = worker::start(launch, self.events.clone(), self.clock);
+        self.running.insert(id, Running { handle, energy, peak_memory: None, started: self.state.now });
+    }
+
+    fn prepare_launch(&self, record: &JobRecord, n: u32, on: &[DeviceId]) -> worker::Launch {
+        let route = &record.route;
+        let dir = self.root.claimed().join(record.dir().as_str());
+        let readings: Vec<&Reading> =
+            on.iter().filter_map(|id| self.snapshot.devices.iter().find(|reading| reading.id == *id)).collect();
+        let visible = route.visible.unwrap_or(self.config.devices.visible);
+        let pinned = pin::pin(&readings, visible, self.config.devices.affinity);
+        let name = record.item_name();
+        let facts = worker::launch::Facts {
+            dir: &dir,
+            name: &name,
+            id: record.id,
+            attempt: n,
+            pin: &pinned,
+        };
+        let worker::launch::Expanded { argv, env, cwd } = worker::launch::expand(route, &facts);
+        worker::Launch {
+            job: record.id,
+            attempt: n,
+            argv,
+            env,
+            cwd,
+            item: dir.join("item").join(name.as_os_str()),
+            dir,
+            signature: record.signature.filter(|_| n == 1),
+            device_locks: on.iter().flat_map(|device| self.locks.held(device)).collect(),
+            cpus: pinned.cpus,
+            timeout: route.timeout,
+            kill_grace: route.kill_grace,
+            outputs: route.outputs.clone(),
+            max_log: self.config.history.max_log,
+        }
+    }
+
+    /// Asks a running attempt to end; its report says how it did.
+    pub(super) fn stop(&mut self, id: JobId, why: StopWhy) {
+        self.step(id, Step::Stop { why });
+        if let Some(running) = self.running.get(&id) {
+            running.handle.stop(why);
+        }
+    }
+
+    pub(super) fn on_worker(&mut self, event: worker::Event) {
+        match event {
+            worker::Event::Started { job, attempt, pid, at } => {
+                self.state.set_pid(job, pid);
+                let record = self.state.rewrite(job, |record| {
+                    if let Some(last) = record.attempts.last_mut() {
+                        last.pid = Some(pid);
+                        last.started_at = Some(at);
+                    }
+                });
+                let Some(record) = record else { return };
+                let devices = record.attempts.last().map_or_else(String::new, |last| words(&last.devices));
+                info!(job = %record.dir(), attempt, pid, devices, "started");
+                self.ledger.send(ledger::Entry::Changed { record, state: "running" });
+            }
+            worker::Event::Progress { job, fraction, message, .. } => {
+                self.state.set_progress(job, Progress { fraction, message });
+            }
+            worker::Event::Count { name, by, .. } => *self.counters.entry(name).or_default() += by,
+            worker::Event::Ended(report) => self.on_ended(*report),
+        }
+    }
+
+    fn on_ended(&mut self, report: Report) {
+        let id = report.job;
+        let running = self.running.remove(&id);
+        let Some(job) = self.state.job(id) else { return };
+        let on = job.stage.leased().to_vec();
+        let lost = matches!(job.stage, Stage::Stopping { why: StopWhy::DeviceLost, .. }) || self.any_lost(&on);
+        let assessment = fault::assess(&job.record, &report, lost);
+        let peak = running.as_ref().and_then(|running| running.peak_memory);
+        let energy = running.as_ref().and_then(|running| self.energy_spent(running, &on));
+        let (exit_code, signal) = codes(&report.end);
+        let record = self.state.rewrite(id, |record| {
+            let Some(last) = record.attempts.last_mut() else { return };
+            last.pid = report.pid;
+            last.started_at = report.started_at;
+            last.ended_at = Some(report.ended_at);
+            last.exit_code = exit_code;
+            last.signal = signal;
+            last.reason = assessment.reason;
+            last.counted = assessment.counted;
+            last.peak_gpu_memory = peak;
+            last.energy_joules = energy;
+            if matches!(assessment.next, Next::Retry { avoid: true, .. }) {
+                record.avoid.extend(on.iter().filter(|device| **device != DeviceId::cpu()).cloned());
+                record.avoid.sort();
+                record.avoid.dedup();
+            }
+        });
+        let Some(record) = record else { return };
+        let reason = assessment.reason.map(crate::item::Reason::as_str);
+        info!(job = %record.dir(), attempt = report.attempt, exit_code, signal, reason, ran_ms = report.ran.as_millis() as u64, "ended");
+        self.judge_devices(&record, &report, &on, &assessment);
+        match assessment.next {
+            Next::Finish(ending) => self.commit(id, ending),
+            Next::Retry { after, .. } => {
+                let at = self.state.now + after;
+                self.step(id, Step::Retry { at });
+                self.ledger.send(ledger::Entry::Changed { record: record.clone(), state: "retrying" });
+                // Written down now, so that a counted attempt stays counted if the director dies before the next.
+                self.spool.send(spool::Task::Save { record });
+            }
+            Next::Requeue => {
+                self.step(id, Step::Requeue);
+                self.spool.send(spool::Task::Save { record });
+            }
+        }
+        self.unlock(&on);
+        let gpus: Vec<DeviceId> = on.into_iter().filter(|device| *device != DeviceId::cpu()).collect();
+        if !gpus.is_empty() {
+            for device in &gpus {
+                self.state.device_mut(device).asked_at = Some(self.state.now);
+            }
+            self.prober.ask(prober::Ask::Check(gpus));
+        }
+    }
+
+    fn unlock(&mut self, on: &[DeviceId]) {
+        for device in on {
+            if self.is_locked_device(device) {
+                self.locks.release(device);
+            }
+        }
+    }
+
+    fn any_lost(&self, on: &[DeviceId]) -> bool {
+        on.iter().filter(|id| **id != DeviceId::cpu()).any(|id| {
+            let reading = self.snapshot.devices.iter().find(|reading| reading.id == *id);
+            reading.is_none_or(|reading| reading.health.lost)
+        })
+    }
+
+    /// Keeps the devices' streaks, and cordons one on which several items failed fast.
+    fn judge_devices(&mut self, record: &JobRecord, report: &Report, on: &[DeviceId], assessment: &fault::Assessment) {
+        let done = matches!(&assessment.next, Next::Finish(ending) if ending.outcome == Outcome::Done);
+        for device in on {
+            if done {
+                fault::note_success(&mut self.state, device, &record.route.name);
+            } else if assessment.against_device
+                && let Some(reason) = fault::note_failure(&mut self.state, device, record, report.ran)
+            {
+                warn!(%device, reason, "cordoned");
+                self.dirty = true;
+            }
+        }
+    }
+
+    fn energy(&self, on: &[DeviceId]) -> BTreeMap<DeviceId, u64> {
+        let reading = |id: &DeviceId| self.snapshot.devices.iter().find(|reading| reading.id == *id)?.energy_millijoules;
+        on.iter().filter_map(|id| Some((id.clone(), reading(id)?))).collect()
+    }
+
+    /// The boards' energy over the attempt; none where it can't be told from others' (a shared device), or was too short
+    /// for the counter's period.
+    fn energy_spent(&self, running: &Running, on: &[DeviceId]) -> Option<f64> {
+        let shared = |id: &DeviceId| self.state.device(id).is_some_and(|device| device.leases.held.len() > 1);
+        if self.state.now.since(running.started).as_secs() < 1 || on.iter().any(shared) || running.energy.len() != on.len() {
+            return None;
+        }
+        let after = self.energy(on);
+        let spent = |(id, before): (&DeviceId, &u64)| after.get(id)?.checked_sub(*before);
+        let millijoules: Option<u64> = running.energy.iter().map(spent).sum();
+        // The same count twice: no reading was taken since the start.
+        millijoules.filter(|spent| *spent > 0).map(|spent| spent as f64 / 1000.0)
+    }
+
+    /// Keeps the most memory seen in use by each running attempt's own processes.
+    pub(super) fn note_peaks(&mut self) {
+        for reading in self.snapshot.devices.iter().filter(|reading| reading.pids_match) {
+            let Some(processes) = &reading.processes else { continue };
+            let Some(device) = self.state.device(&reading.id) else { continue };
+            for lease in &device.leases.held {
+                let ours = processes.iter().filter(|process| {
+                    process.kind != ProcessKind::Graphics
+                        && (process.job == Some(lease.job) || (lease.group.is_some() && process.group == lease.group))
+                });
+                let used: Bytes = ours.filter_map(|process| process.memory).sum();
+                if let Some(running) = self.running.get_mut(&lease.job).filter(|_| used.0 > 0) {
+                    running.peak_memory = running.peak_memory.max(Some(used.0));
+                }
+            }
+        }
+    }
+}
+
+fn words(devices: &[DeviceId]) -> String {
+    let ids: Vec<&str> = devices.iter().map(|device| device.0.as_str()).collect();
+    ids.join(",")
+}
+
+fn codes(end: &End) -> (Option<i32>, Option<i32>) {
+    match end {
+        End::Exited(code) => (Some(*code), None),
+        End::Signalled(signal) => (None, Some(*signal)),
+        End::TimedOut { exit_code, signal } | End::Stopped { exit_code, signal, .. } => (*exit_code, *signal),
+        _ => (None, None),
+    }
+}

@@ -1,0 +1,229 @@
+//! From the inbox into `claimed/`, and out of it into `done/` and `failed/`: what the scanner offers and the spool answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{debug, info, warn};
+
+use super::{CLAIMS_PAUSE, Director};
+use crate::health::{Check, Condition, What};
+use crate::inbox::{self, Candidate, CandidateKey, Notice};
+use crate::item::{Attempt, Ending, JobId, JobRecord, Outcome, Reason, Stage, Step, StopWhy};
+use crate::ledger;
+use crate::spool::{self, ClaimedJob, NotClaimed};
+use crate::state::{Job, Phase};
+
+/// How long a refused item is held before it is offered again.
+const REFUSED_FOR: Duration = Duration::from_secs(60);
+
+impl Director {
+    pub(super) fn on_inbox(&mut self, notice: Notice) {
+        match notice {
+            Notice::Offered(candidates) => {
+                for candidate in candidates {
+                    debug!(item = candidate.key.name.escaped(), route = candidate.route.name, "ready");
+                    self.state.offer(candidate);
+                }
+            }
+            Notice::Withdrawn(keys) => {
+                for key in &keys {
+                    self.state.take_offer(key);
+                }
+            }
+            Notice::Counts(counts) => self.counts = counts,
+            Notice::Health(checks) => {
+                for check in checks {
+                    self.set_health(check);
+                }
+            }
+        }
+    }
+
+    pub(super) fn claim(&mut self, key: &CandidateKey) {
+        if let Some(candidate) = self.state.take_offer(key) {
+            self.claim_candidate(candidate, false);
+        }
+    }
+
+    /// Begins a claim; `cancelled` ones are claimed only to be filed.
+    pub(super) fn claim_candidate(&mut self, candidate: Candidate, cancelled: bool) -> JobId {
+        let id = self.new_id();
+        let record = provisional(id, &candidate, cancelled);
+        self.state.insert(Job { record: Arc::new(record), stage: Stage::Claiming, pid: None, progress: None });
+        self.spool.send(spool::Task::Claim { id, candidate, cancelled });
+        id
+    }
+
+    fn new_id(&mut self) -> JobId {
+        match self.ids.generate() {
+            Ok(id) => JobId(id),
+            // 2^80 ids within one millisecond are used up: any later one serves.
+            Err(overflow) => JobId(overflow.commit_overflow_increment()),
+        }
+    }
+
+    pub(super) fn refuse(&mut self, key: &CandidateKey, reason: String) {
+        if self.state.take_offer(key).is_some() {
+            debug!(item = key.name.escaped(), reason, "held");
+            self.scanner.answer(inbox::Answer::Refused { key: key.clone(), reason, retry_in: REFUSED_FOR });
+        }
+    }
+
+    pub(super) fn on_spool(&mut self, answer: spool::Answer) {
+        match answer {
+            spool::Answer::Claimed(job) => self.on_claimed(*job),
+            spool::Answer::NotClaimed { id, candidate, why } => self.on_not_claimed(id, candidate, why),
+            spool::Answer::Prepared { id } => self.on_prepared(id),
+            spool::Answer::Finished { record, result, dir } => {
+                self.step(record.id, Step::Filed);
+                match result.outcome {
+                    Outcome::Done => self.summary.done += 1,
+                    Outcome::Failed => self.summary.failed += 1,
+                    Outcome::Cancelled => self.summary.cancelled += 1,
+                }
+                let reason = result.reason.map(Reason::as_str);
+                let message = result.message.as_deref().map(|text| crate::item::escape(text.as_bytes()));
+                match result.outcome {
+                    Outcome::Done => info!(job = %record.dir(), attempts = result.attempts.len(), "done"),
+                    _ => warn!(job = %record.dir(), reason, message, attempts = result.attempts.len(), "{}", result.outcome.as_str()),
+                }
+                self.ledger.send(ledger::Entry::Ended { record, result: Arc::from(result), dir });
+            }
+            spool::Answer::Saved { id } => debug!(job = %id, "saved"),
+            spool::Answer::Revived { id, outcome } => self.on_revived(id, outcome),
+            spool::Answer::Health(check) => self.on_spool_health(check),
+        }
+    }
+
+    fn on_spool_health(&mut self, check: Check) {
+        if check.what == What::Space || check.what == What::Spool {
+            if check.state == Condition::Failed {
+                self.state.may_claim = false;
+            } else if !self.spool_is_stuck_beside(check.what) && self.claims_resume.is_none() {
+                self.state.may_claim = true;
+            }
+        }
+        self.set_health(check);
+    }
+
+    fn spool_is_stuck_beside(&self, what: What) -> bool {
+        let other = if what == What::Space { What::Spool } else { What::Space };
+        self.health.get(&other).is_some_and(|check| check.state == Condition::Failed)
+    }
+
+    fn on_claimed(&mut self, claimed: ClaimedJob) {
+        let id = claimed.record.id;
+        self.taken.push(CandidateKey { folder: claimed.record.folder.clone(), name: claimed.record.item_name() });
+        info!(job = %claimed.dir, route = claimed.record.route.name, item = claimed.record.name, "claimed");
+        let record = claimed.record;
+        self.state.rewrite(id, |known| *known = (*record).clone());
+        self.step(id, Step::Claimed);
+        self.ledger.send(ledger::Entry::Claimed { record: record.clone(), dir: self.root.claimed().join(claimed.dir.as_str()) });
+        if record.cancelled || self.cancelling.remove(&id) {
+            self.commit(id, cancelled_ending());
+        }
+    }
+
+    fn on_not_claimed(&mut self, id: JobId, candidate: Candidate, why: NotClaimed) {
+        self.step(id, Step::Withdraw);
+        self.cancelling.remove(&id);
+        let key = candidate.key.clone();
+        let item = key.name.escaped();
+        match why {
+            NotClaimed::Gone => {
+                debug!(item, "withdrawn before the claim");
+                self.taken.push(key);
+            }
+            NotClaimed::Changed => {
+                debug!(item, "changed before the claim; it settles again");
+                self.scanner.answer(inbox::Answer::Unsettled(key));
+            }
+            NotClaimed::Refused(reason) => {
+                warn!(item, reason, "can't be claimed");
+                self.scanner.answer(inbox::Answer::Refused { key, reason, retry_in: REFUSED_FOR });
+            }
+            NotClaimed::NoRoom(reason) => {
+                if self.claims_resume.is_none() {
+                    warn!(reason, "claims pause");
+                }
+                self.state.offer_first(candidate);
+                self.state.may_claim = false;
+                self.claims_resume = Some(self.state.now + CLAIMS_PAUSE);
+            }
+        }
+    }
+
+    /// Takes in a job that lies in `claimed/` already.
+    pub(super) fn adopt(&mut self, claimed: ClaimedJob) {
+        let record = claimed.record;
+        let next = match record.attempts.last() {
+            // Made durable, never started: the same attempt.
+            Some(last) if last.ended_at.is_none() => last.n,
+            Some(last) => last.n + 1,
+            None => 1,
+        };
+        let id = record.id;
+        self.ledger.send(ledger::Entry::Claimed { record: record.clone(), dir: self.root.claimed().join(claimed.dir.as_str()) });
+        let stage = Stage::Claimed { next, since: self.state.now };
+        let cancelled = record.cancelled;
+        self.state.insert(Job { record, stage, pid: None, progress: None });
+        if cancelled {
+            self.commit(id, cancelled_ending());
+        }
+    }
+
+    /// Hands a job's ending to the spool.
+    pub(super) fn commit(&mut self, id: JobId, ending: Ending) {
+        self.step(id, Step::Commit { outcome: ending.outcome });
+        // A planned attempt that never began is no attempt.
+        let record = self.state.rewrite(id, |record| record.attempts.retain(began));
+        if let Some(record) = record {
+            self.spool.send(spool::Task::Finish { record, ending });
+        }
+    }
+
+    pub(super) fn cancel_job(&mut self, id: JobId) -> Result<(), String> {
+        let Some(job) = self.state.job(id) else { return Err("it isn't known here; has it ended already?".to_owned()) };
+        match &job.stage {
+            Stage::Claiming => {
+                self.cancelling.insert(id);
+            }
+            Stage::Claimed { .. } | Stage::Retrying { .. } => self.commit(id, cancelled_ending()),
+            Stage::Preparing { .. } | Stage::Running { .. } | Stage::Stopping { .. } => self.stop(id, StopWhy::Cancelled),
+            Stage::Committing { .. } | Stage::Ended { .. } | Stage::Withdrawn => return Err("it has ended already".to_owned()),
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_accepting(&self) -> bool {
+        matches!(self.state.phase, Phase::Running | Phase::Paused)
+    }
+}
+
+/// Whether an attempt's process may ever have run.
+fn began(attempt: &Attempt) -> bool {
+    attempt.started_at.is_some() || attempt.ended_at.is_some()
+}
+
+pub(super) fn cancelled_ending() -> Ending {
+    Ending { outcome: Outcome::Cancelled, reason: Some(Reason::Cancelled), message: None, result: None }
+}
+
+/// What is known of a job while its claim is under way; the spool's own record replaces it.
+fn provisional(id: JobId, candidate: &Candidate, cancelled: bool) -> JobRecord {
+    JobRecord {
+        id,
+        name: candidate.key.name.escaped(),
+        name_b64: candidate.key.name.base64(),
+        folder: candidate.key.folder.clone(),
+        kind: candidate.kind,
+        route: candidate.route.clone(),
+        arrived_at: Some(candidate.arrived_at),
+        claimed_at: jiff::Timestamp::now(),
+        boot_id: String::new(),
+        signature: Some(candidate.signature),
+        attempts: Vec::new(),
+        avoid: Vec::new(),
+        cancelled,
+    }
+}

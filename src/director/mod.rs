@@ -1,0 +1,438 @@
+//! The loop: facts in, plan, effects out. The only owner of the state and the only place that starts or stops anything.
+//! Invariants: nothing in the loop returns early or blocks; every wait is a channel in one `select`; a worker reports
+//! exactly once, so a lease always comes back.
+
+mod attempts;
+mod claims;
+mod publish;
+mod requests;
+mod start;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, at, never, select_biased, unbounded};
+use tracing::{debug, error, info, warn};
+
+use crate::config::{self, Config};
+use crate::devices::locks::Locks;
+use crate::devices::prober::{self, Prober};
+use crate::devices::{CordonBy, DeviceId, Snapshot};
+use crate::health::{Check, Condition, What};
+use crate::inbox::{self, Scanner};
+use crate::item::{JobId, Step, StopWhy};
+use crate::ledger::{self, Ledger};
+use crate::plan::{Decision, plan};
+use crate::root::Root;
+use crate::spool::{self, Spool};
+use crate::state::{Phase, State};
+use crate::units::{Clock, Moment};
+use crate::{api, worker};
+
+pub use start::{Options, RunError, run};
+
+/// How a run of the director ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Items that ended in this run.
+    pub done: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    /// Running items were stopped by a second signal.
+    pub interrupted: bool,
+}
+
+/// Everything that can wake the director. What isn't listed here can't happen to it.
+enum Event {
+    /// SIGINT, SIGTERM or SIGHUP.
+    Signal,
+    Worker(worker::Event),
+    Spool(spool::Answer),
+    Probed(Snapshot),
+    Asked(api::Request),
+    /// An item to cancel that wasn't offered was looked at.
+    Inspected(requests::Inspected),
+    Configured(Result<(Config, Vec<config::Warning>), config::ConfigError>),
+    Inbox(inbox::Notice),
+    Ledger(Check),
+    /// A moment that the director waits for has come.
+    Due,
+}
+
+/// How many events are taken in before the next plan: a burst costs one plan, and a stop still gets through.
+const BURST: usize = 256;
+/// The least time between two publications: readers see every change within it.
+const PUBLISH_EVERY: Duration = Duration::from_millis(20);
+/// The same while very many jobs wait, when a view is large.
+const PUBLISH_LARGE_EVERY: Duration = Duration::from_millis(500);
+/// How long claims pause when the spool had no room, before one is tried again.
+const CLAIMS_PAUSE: Duration = Duration::from_secs(1);
+/// How long another director's lock keeps a device out before it is tried again.
+const LOCKED_OUT: Duration = Duration::from_secs(1);
+/// A driver that hasn't answered a check for so long is taken for hung: three of its periods.
+const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A worker that runs, with what must be let go when it ends.
+struct Running {
+    handle: worker::Handle,
+    /// Where the boards' energy counters stood.
+    energy: BTreeMap<DeviceId, u64>,
+    peak_memory: Option<u64>,
+    started: Moment,
+}
+
+struct Director {
+    clock: Clock,
+    config: Config,
+    /// `run -- COMMAND`: the route that stays whatever the file says.
+    command: Option<Arc<config::Route>>,
+    root: Arc<Root>,
+    once: bool,
+    state: State,
+    snapshot: Snapshot,
+    counts: inbox::Counts,
+    health: BTreeMap<What, Check>,
+    running: HashMap<JobId, Running>,
+    locks: Locks,
+    ids: ulid::Generator,
+    /// What plan asked the prober to attend to last.
+    attended: (Vec<DeviceId>, bool),
+    /// Answers owed to the scanner, sent together.
+    taken: Vec<inbox::CandidateKey>,
+    /// Claims that end as cancelled, and jobs to cancel once their claim is there.
+    cancelling: HashSet<JobId>,
+    retries: Vec<requests::PendingRetry>,
+    claims_resume: Option<Moment>,
+    signals: u32,
+    summary: Summary,
+    counters: BTreeMap<String, f64>,
+    dirty: bool,
+    published_at: Moment,
+    number: u64,
+    watchdog: Option<Duration>,
+    watchdog_at: Moment,
+
+    // In the order in which they are to drop: what others wait on first.
+    events: Sender<worker::Event>,
+    inspections: Sender<requests::Inspected>,
+    board: api::Board,
+    stops: Receiver<()>,
+    reports: Receiver<worker::Event>,
+    inspected: Receiver<requests::Inspected>,
+    requests: Receiver<api::Request>,
+    configured: Receiver<Result<(Config, Vec<config::Warning>), config::ConfigError>>,
+    scanner: Scanner,
+    prober: Prober,
+    spool: Spool,
+    ledger: Ledger,
+}
+
+impl Director {
+    fn run(&mut self) {
+        self.decide();
+        while !self.is_over() {
+            let mut event = Some(self.next_event());
+            for _ in 0..BURST {
+                let Some(fact) = event else { break };
+                self.state.now = self.clock.now();
+                self.take_in(fact);
+                event = self.waiting_event();
+            }
+            if let Some(fact) = event {
+                self.take_in(fact);
+            }
+            self.decide();
+        }
+    }
+
+    /// One plan, carried out, and what follows from it.
+    fn decide(&mut self) {
+        self.state.now = self.clock.now();
+        self.expire();
+        for decision in plan(&self.state, &self.snapshot) {
+            self.carry_out(decision);
+        }
+        self.attend();
+        self.answer_scanner();
+        self.publish_if_due();
+    }
+
+    /// Waits for whatever comes first. Translates and does nothing else.
+    fn next_event(&self) -> Event {
+        let timer = self.next_due().map_or_else(never, |moment| at(self.clock.instant(moment)));
+        // Biased: neither a stop nor a report may queue behind a thousand arrivals.
+        select_biased! {
+            recv(self.stops) -> _ => Event::Signal,
+            recv(self.reports) -> it => it.map_or(Event::Due, Event::Worker),
+            recv(self.spool.answers) -> it => it.map_or_else(|_| spool_gone(), Event::Spool),
+            recv(self.prober.snapshots) -> it => it.map_or(Event::Due, Event::Probed),
+            recv(self.requests) -> it => it.map_or(Event::Due, Event::Asked),
+            recv(self.inspected) -> it => it.map_or(Event::Due, Event::Inspected),
+            recv(self.configured) -> it => it.map_or(Event::Due, Event::Configured),
+            recv(self.ledger.health) -> it => it.map_or(Event::Due, Event::Ledger),
+            recv(timer) -> _ => Event::Due,
+            recv(self.scanner.notices) -> it => it.map_or(Event::Due, Event::Inbox),
+        }
+    }
+
+    /// What else has come in the meantime.
+    fn waiting_event(&self) -> Option<Event> {
+        if let Ok(it) = self.reports.try_recv() {
+            return Some(Event::Worker(it));
+        }
+        if let Ok(it) = self.spool.answers.try_recv() {
+            return Some(Event::Spool(it));
+        }
+        if let Ok(it) = self.prober.snapshots.try_recv() {
+            return Some(Event::Probed(it));
+        }
+        self.scanner.notices.try_recv().ok().map(Event::Inbox)
+    }
+
+    fn take_in(&mut self, event: Event) {
+        self.dirty |= !matches!(event, Event::Due);
+        match event {
+            Event::Signal => self.on_signal(),
+            Event::Worker(event) => self.on_worker(event),
+            Event::Spool(answer) => self.on_spool(answer),
+            Event::Probed(snapshot) => self.on_snapshot(snapshot),
+            Event::Asked(request) => self.on_request(request),
+            Event::Inspected(inspected) => self.on_inspected(inspected),
+            Event::Configured(outcome) => self.on_configured(outcome),
+            Event::Inbox(notice) => self.on_inbox(notice),
+            Event::Ledger(check) => self.set_health(check),
+            Event::Due => {}
+        }
+    }
+
+    fn carry_out(&mut self, decision: Decision) {
+        self.dirty = true;
+        debug!(?decision, "decided");
+        match decision {
+            Decision::Check { devices } => {
+                for id in &devices {
+                    self.state.device_mut(id).asked_at = Some(self.state.now);
+                }
+                self.prober.ask(prober::Ask::Check(devices));
+            }
+            Decision::Claim { key } => self.claim(&key),
+            Decision::Refuse { key, reason } => self.refuse(&key, reason),
+            Decision::Start { job, on } => self.start(job, on),
+            Decision::Stop { job } => self.stop(job, StopWhy::DeviceLost),
+            Decision::Due { job } => self.step(job, Step::Due),
+        }
+    }
+
+    /// One step of one job. A refused step is a mistake in here: it is reported, and the job stays where it was.
+    fn step(&mut self, job: JobId, step: Step) {
+        self.dirty = true;
+        if let Err(illegal) = self.state.step(job, step) {
+            error!(%job, %illegal, "a step that the lifecycle doesn't know");
+            debug_assert!(false, "{illegal}");
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let stages = self.state.stages();
+        let busy = stages.running > 0 || stages.committing > 0;
+        match self.state.phase {
+            Phase::Draining => !busy && !self.state.is_claiming(),
+            // A result that can't be written (full disk) isn't waited for: the next start runs the item again.
+            Phase::Stopping => stages.running == 0 && (stages.committing == 0 || self.spool_is_stuck()),
+            Phase::Paused | Phase::Running => {
+                let empty = stages.claimed == 0 && stages.retrying == 0 && self.retries.is_empty();
+                self.once && !busy && empty && self.counts.drained && self.state.offers().next().is_none()
+            }
+        }
+    }
+
+    fn spool_is_stuck(&self) -> bool {
+        [What::Spool, What::Space].iter().any(|what| self.health.get(what).is_some_and(|it| it.state == Condition::Failed))
+    }
+
+    fn on_signal(&mut self) {
+        self.signals += 1;
+        if self.signals == 1 && self.state.phase != Phase::Stopping {
+            let running = self.state.stages().running;
+            info!(running, "stopping: no new work; running items finish (a second signal stops them)");
+            self.drain();
+        } else {
+            warn!(running = self.state.stages().running, "stopping now: running items are ended and stay in claimed/");
+            self.summary.interrupted = true;
+            self.state.phase = Phase::Stopping;
+            let ids: Vec<JobId> = self.state.jobs().filter(|job| !job.stage.leased().is_empty()).map(|job| job.record.id).collect();
+            for id in ids {
+                self.stop(id, StopWhy::Shutdown);
+            }
+        }
+    }
+
+    /// No new claims and no new starts from here on.
+    fn drain(&mut self) {
+        if matches!(self.state.phase, Phase::Running | Phase::Paused) {
+            self.state.phase = Phase::Draining;
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        }
+    }
+
+    fn on_snapshot(&mut self, snapshot: Snapshot) {
+        let trouble = snapshot.trouble.clone();
+        if trouble != self.snapshot.trouble {
+            match &trouble {
+                Some(why) => warn!(why, "the devices can't be read"),
+                None => info!("the devices can be read again"),
+            }
+        }
+        self.set_health(match trouble {
+            Some(why) => Check::failed(What::Devices, why),
+            None => Check::ok(What::Devices),
+        });
+        self.log_verdict_changes(&snapshot);
+        self.state.observe(&snapshot);
+        self.snapshot = snapshot;
+        self.note_peaks();
+    }
+
+    fn log_verdict_changes(&self, next: &Snapshot) {
+        for reading in &next.devices {
+            let known = self.snapshot.devices.iter().any(|old| old.id == reading.id);
+            if !known {
+                info!(device = %reading.id, index = reading.index, name = reading.name, kind = ?reading.kind, "device found");
+            }
+        }
+        for old in &self.snapshot.devices {
+            if !next.devices.iter().any(|reading| reading.id == old.id) {
+                warn!(device = %old.id, name = old.name, "device gone");
+            }
+        }
+    }
+
+    fn on_configured(&mut self, outcome: Result<(Config, Vec<config::Warning>), config::ConfigError>) {
+        let (mut new, warnings) = match outcome {
+            Ok(read) => read,
+            Err(error) => {
+                warn!(%error, "the changed configuration is not valid; the old one stays in force");
+                self.set_health(Check::failed(What::Config, format!("the changed file is not valid, the old one stays in force: {error}")));
+                return;
+            }
+        };
+        if let Some(route) = &self.command {
+            new.routes = vec![route.clone()];
+        }
+        let restart = self.config.needs_restart(&new);
+        // What needs a restart stays as it is until then.
+        new.root.clone_from(&self.config.root);
+        new.devices.backend = self.config.devices.backend;
+        new.api = self.config.api.clone();
+        for warning in &warnings {
+            warn!(warning, "configuration");
+        }
+        self.set_health(if restart.is_empty() {
+            Check::ok(What::Config)
+        } else {
+            Check::degraded(What::Config, format!("a restart is needed for the change of {}", restart.join(", ")))
+        });
+        if new == self.config {
+            return;
+        }
+        info!(routes = new.routes.len(), "the changed configuration is in force");
+        self.config = new;
+        self.state.rules = start::resolved(&self.config.devices);
+        self.prober.ask(prober::Ask::Reconfigure(Arc::new(self.state.rules.clone())));
+        // Everything unclaimed is judged by the new routes: the scanner offers it again.
+        self.state.take_offers();
+        self.scanner.answer(inbox::Answer::Reconfigure {
+            rules: Arc::new(self.config.inbox.clone()),
+            routes: self.config.routes.clone(),
+        });
+    }
+
+    fn set_health(&mut self, check: Check) {
+        let before = self.health.get(&check.what);
+        if before == Some(&check) {
+            return;
+        }
+        self.dirty = true;
+        let (what, message) = (format!("{:?}", check.what).to_lowercase(), crate::item::escape(check.message.as_bytes()));
+        match check.state {
+            Condition::Ok if before.is_some_and(|it| it.state != Condition::Ok) => info!(what, "well again"),
+            Condition::Ok => {}
+            Condition::Degraded => warn!(what, message, "degraded"),
+            Condition::Failed => error!(what, message, "failed"),
+        }
+        self.health.insert(check.what, check);
+    }
+
+    /// What time alone changes.
+    fn expire(&mut self) {
+        let now = self.state.now;
+        if self.claims_resume.is_some_and(|moment| moment <= now) {
+            self.claims_resume = None;
+            self.state.may_claim = true;
+        }
+        let locked_out: Vec<DeviceId> = self.locked_out().filter(|(_, until)| *until <= now).map(|(id, _)| id.clone()).collect();
+        for id in locked_out {
+            self.state.device_mut(&id).cordon = None;
+        }
+        if self.snapshot.trouble.is_none() && self.probe_overdue().is_some_and(|moment| moment <= now) {
+            let why = format!("the driver hasn't answered for {} s", PROBE_PATIENCE.as_secs());
+            warn!(why, "the devices are unknown until it does");
+            self.set_health(Check::failed(What::Devices, why.clone()));
+            self.snapshot.trouble = Some(why);
+            self.dirty = true;
+        }
+        if let Some(period) = self.watchdog.filter(|_| self.watchdog_at <= now) {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            self.watchdog_at = now + period;
+        }
+    }
+
+    fn locked_out(&self) -> impl Iterator<Item = (&DeviceId, Moment)> {
+        self.state.devices().filter_map(|(id, device)| {
+            let cordon = device.cordon.as_ref().filter(|cordon| cordon.by == CordonBy::OtherDirector)?;
+            Some((id, cordon.since + LOCKED_OUT))
+        })
+    }
+
+    fn probe_overdue(&self) -> Option<Moment> {
+        self.state.devices().filter_map(|(_, device)| device.asked_at).min().map(|asked| asked + PROBE_PATIENCE)
+    }
+
+    /// The next moment that matters, if nothing happens before.
+    fn next_due(&self) -> Option<Moment> {
+        let publish = self.dirty.then(|| self.published_at + self.publish_period());
+        let probe = self.probe_overdue().filter(|_| self.snapshot.trouble.is_none());
+        let watchdog = self.watchdog.map(|_| self.watchdog_at);
+        let locked_out = self.locked_out().map(|(_, until)| until).min();
+        let retry = self.state.next_retry();
+        let known = [publish, probe, watchdog, locked_out, retry, self.claims_resume, self.state.next_change(&self.snapshot)];
+        known.into_iter().flatten().min()
+    }
+
+    /// Tells the prober what matters, when that has changed.
+    fn attend(&mut self) {
+        let leased: Vec<DeviceId> = self
+            .state
+            .devices()
+            .filter(|(id, device)| !device.leases.held.is_empty() && **id != DeviceId::cpu())
+            .map(|(id, _)| id.clone())
+            .collect();
+        let work_waits = self.state.waiting().next().is_some() || self.state.offers().next().is_some();
+        if self.attended != (leased.clone(), work_waits) {
+            self.attended = (leased.clone(), work_waits);
+            self.prober.ask(prober::Ask::Attend { leased, work_waits });
+        }
+    }
+
+    fn answer_scanner(&mut self) {
+        if !self.taken.is_empty() {
+            self.scanner.answer(inbox::Answer::Taken(std::mem::take(&mut self.taken)));
+        }
+    }
+}
+
+/// The spool thread never ends before it is told to; without it nothing can be made durable.
+fn spool_gone() -> Event {
+    Event::Spool(spool::Answer::Health(Check::failed(What::Spool, "the spool thread is gone; restart the director")))
+}

@@ -1,0 +1,194 @@
+//! The published view: a numbered copy of the state for everyone who reads. Nobody else ever sees the state itself.
+
+use super::{Director, PUBLISH_EVERY, PUBLISH_LARGE_EVERY};
+use crate::api::view::{
+    Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, RunningView, Status, View,
+};
+use crate::devices::{DeviceId, DeviceKind, Reading, Verdict};
+use crate::inbox::ItemInfo;
+use crate::item::Stage;
+use crate::plan;
+use crate::state::{Job, Phase};
+use crate::units::Moment;
+
+/// More live rows than this aren't published: a reader of so many asks the ledger.
+const LIVE: usize = 10_000;
+/// From here on a view is large, and published less often.
+const LARGE: usize = 500;
+
+impl Director {
+    pub(super) fn publish_period(&self) -> std::time::Duration {
+        let stages = self.state.stages();
+        let jobs = stages.claimed + stages.running + stages.retrying + stages.committing;
+        let listed = jobs as usize + self.counts.held.len() + self.counts.ready_names.len();
+        if listed > LARGE { PUBLISH_LARGE_EVERY } else { PUBLISH_EVERY }
+    }
+
+    pub(super) fn publish_if_due(&mut self) {
+        let first = self.published_at == Moment::default();
+        if self.dirty && (first || self.state.now.since(self.published_at) >= self.publish_period()) {
+            self.publish();
+        }
+    }
+
+    pub(super) fn publish(&mut self) {
+        self.dirty = false;
+        self.published_at = self.state.now;
+        self.number += 1;
+        self.board.publish(View { number: self.number, status: self.status(), live: self.live() });
+    }
+
+    fn status(&self) -> Status {
+        let stages = self.state.stages();
+        let tally = self.spool.tally();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: Some(std::process::id()),
+            root: crate::item::escape(self.root.path().as_os_str().as_encoded_bytes()),
+            mode: self.snapshot.mode,
+            state: match self.state.phase {
+                Phase::Running => DirectorState::Running,
+                Phase::Paused => DirectorState::Paused,
+                Phase::Draining | Phase::Stopping => DirectorState::Draining,
+            },
+            uptime_s: Some((self.state.now.0.as_secs_f64() * 1000.0).round() / 1000.0),
+            counts: Counts {
+                arriving: self.counts.arriving,
+                ready: self.counts.ready,
+                held: self.counts.held_total,
+                claimed: stages.claimed,
+                // A result that isn't durable yet: its item hasn't ended.
+                running: stages.running + stages.committing,
+                retrying: stages.retrying,
+                done: tally.done,
+                failed: tally.failed,
+                cancelled: tally.cancelled,
+                ignored: self.counts.ignored,
+            },
+            devices: self.snapshot.devices.iter().map(|reading| self.device_view(reading)).collect(),
+            running: self.state.running().map(running_view).collect(),
+            held: self.held(),
+            health: self.health.values().cloned().collect(),
+        }
+    }
+
+    fn device_view(&self, reading: &Reading) -> DeviceView {
+        let verdict = self.state.verdict(reading, &self.snapshot);
+        let leases = self.state.device(&reading.id).map_or(&[][..], |device| &device.leases.held);
+        let job_dir = |lease: &crate::devices::Lease| self.state.job(lease.job).map(|job| job.record.dir().to_string());
+        let leases: Vec<String> = leases.iter().filter_map(job_dir).collect();
+        let slots = self.state.slots(reading);
+        // CPU slots are many: the pool is leased once none is free.
+        let full = reading.kind != DeviceKind::Cpu || leases.len() >= slots as usize;
+        let word = if verdict == Verdict::Leased && !full { Verdict::Free.word() } else { verdict.word() };
+        let reason = match verdict {
+            Verdict::Leased => format!("{} of {slots} slot{} taken", leases.len(), if slots == 1 { "" } else { "s" }),
+            other => other.to_string(),
+        };
+        DeviceView {
+            id: reading.id.0.clone(),
+            index: reading.index,
+            kind: reading.kind,
+            name: reading.name.clone(),
+            verdict: word.to_owned(),
+            reason: crate::item::escape(reason.as_bytes()),
+            slots,
+            leases,
+            memory_total: reading.memory_total.map(|size| size.0),
+            memory_used: reading.memory_used.map(|size| size.0),
+            utilization: reading.utilization.last().copied(),
+            temperature: reading.temperature,
+            power_w: reading.power_w,
+        }
+    }
+
+    fn held(&self) -> Vec<HeldView> {
+        let shown = |it: &crate::inbox::HeldItem| HeldView {
+            name: it.key.name.escaped(),
+            reason: crate::item::escape(it.reason.as_bytes()),
+            since: it.since,
+        };
+        self.counts.held.iter().map(shown).collect()
+    }
+
+    /// Everything that hasn't ended: jobs by what they are doing, then what lies in the inbox.
+    fn live(&self) -> Vec<Listed> {
+        let mut rows: Vec<Listed> = self.state.jobs().take(LIVE).map(|job| self.job_row(job)).collect();
+        for it in &self.counts.held {
+            rows.push(Listed { reason: Some(crate::item::escape(it.reason.as_bytes())), ..inbox_row("held", &it.key, None, it.route.clone()) });
+        }
+        let offered: std::collections::HashSet<_> = self.state.offers().flat_map(|(_, line)| line).map(|it| &it.key).collect();
+        for (route, line) in self.state.offers() {
+            for candidate in line {
+                let reason = plan::why_offer_waits(&self.state, &self.snapshot, candidate);
+                let row = inbox_row("ready", &candidate.key, Some(candidate.arrived_at), Some(route.name.clone()));
+                rows.push(Listed { reason: Some(reason), ..row });
+            }
+        }
+        let info = |state: &'static str| move |it: &ItemInfo| inbox_row(state, &it.key, it.arrived_at, it.route.clone());
+        rows.extend(self.counts.ready_names.iter().filter(|it| !offered.contains(&it.key)).map(info("ready")));
+        rows.extend(self.counts.arriving_names.iter().map(info("arriving")));
+        rows.extend(self.counts.ignored_names.iter().map(info("ignored")));
+        rows.truncate(LIVE);
+        rows
+    }
+
+    fn job_row(&self, job: &Job) -> Listed {
+        let record = &job.record;
+        let reason = match job.stage {
+            Stage::Claimed { .. } | Stage::Retrying { .. } => Some(plan::why_waiting(&self.state, &self.snapshot, job)),
+            _ => None,
+        };
+        Listed {
+            id: Some(record.id.to_string()),
+            job: Some(record.dir().to_string()),
+            name: record.name.clone(),
+            route: Some(record.route.name.clone()),
+            state: job.stage.word().to_owned(),
+            attempts: record.attempts.iter().filter(|it| it.started_at.is_some() || it.ended_at.is_some()).count() as u32,
+            devices: job.stage.leased().iter().map(|id: &DeviceId| id.0.clone()).collect(),
+            arrived_at: record.arrived_at,
+            finished_at: None,
+            reason,
+            folder: record.folder.clone(),
+            name_b64: Some(record.name_b64.clone()),
+        }
+    }
+}
+
+fn running_view(job: &Job) -> RunningView {
+    let last = job.record.attempts.last();
+    RunningView {
+        id: job.record.id.to_string(),
+        job: job.record.dir().to_string(),
+        name: job.record.name.clone(),
+        route: job.record.route.name.clone(),
+        devices: job.stage.leased().iter().map(|id| id.0.clone()).collect(),
+        attempt: last.map_or(0, |attempt| attempt.n),
+        pid: job.pid,
+        started_at: last.and_then(|attempt| attempt.started_at),
+        progress: job.progress.as_ref().map(|it| ProgressView { fraction: it.fraction, message: it.message.clone() }),
+    }
+}
+
+fn inbox_row(
+    state: &str,
+    key: &crate::inbox::CandidateKey,
+    arrived_at: Option<jiff::Timestamp>,
+    route: Option<String>,
+) -> Listed {
+    Listed {
+        id: None,
+        job: None,
+        name: key.name.escaped(),
+        route,
+        state: state.to_owned(),
+        attempts: 0,
+        devices: Vec::new(),
+        arrived_at,
+        finished_at: None,
+        reason: None,
+        folder: key.folder.clone(),
+        name_b64: Some(key.name.base64()),
+    }
+}

@@ -1,0 +1,205 @@
+//! What people and programs ask of the director through the interface.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use super::Director;
+use crate::api::{Command, InboxRef, Refusal, Request};
+use crate::devices::{Cordon, CordonBy, DeviceId, Reading, prober};
+use crate::inbox::{self, Candidate, CandidateKey};
+use crate::item::{ItemName, JobId};
+use crate::spool::{self, ClaimedJob};
+use crate::state::Phase;
+
+type Reply = oneshot::Sender<Result<Value, Refusal>>;
+
+/// A `retry` whose jobs are on their way back into `claimed/`.
+pub(super) struct PendingRetry {
+    waiting: HashSet<JobId>,
+    revived: Vec<String>,
+    refused: Vec<Value>,
+    reply: Reply,
+}
+
+/// An item in the inbox that was looked at, off this thread, because someone wants it cancelled.
+pub(super) struct Inspected {
+    key: CandidateKey,
+    outcome: Result<Candidate, String>,
+}
+
+impl Director {
+    pub(super) fn on_request(&mut self, request: Request) {
+        let Request { what, reply } = request;
+        info!(command = ?what, "asked");
+        let answer = match what {
+            Command::Pause => self.pause(),
+            Command::Resume => self.resume(),
+            Command::Drain => {
+                self.drain();
+                Ok(json!({ "state": "draining" }))
+            }
+            Command::Release => {
+                self.prober.ask(prober::Ask::Release);
+                Ok(json!({ "released": true }))
+            }
+            Command::Cordon { device } => self.cordon(&device),
+            Command::Uncordon { device } => self.uncordon(&device),
+            Command::Cancel { jobs, inbox } => self.cancel(&jobs, inbox),
+            Command::Retry { jobs } => return self.retry(jobs, reply),
+        };
+        // A client that went away needs no answer.
+        let _ = reply.send(answer);
+    }
+
+    fn pause(&mut self) -> Result<Value, Refusal> {
+        self.expect_accepting("pause")?;
+        self.state.phase = Phase::Paused;
+        Ok(json!({ "state": "paused" }))
+    }
+
+    fn resume(&mut self) -> Result<Value, Refusal> {
+        self.expect_accepting("resume")?;
+        self.state.phase = Phase::Running;
+        self.prober.ask(prober::Ask::Resume);
+        Ok(json!({ "state": "running" }))
+    }
+
+    fn expect_accepting(&self, what: &str) -> Result<(), Refusal> {
+        if self.is_accepting() {
+            return Ok(());
+        }
+        Err(refusal("draining", format!("cannot {what}: the director is draining"), "start it again once it has ended"))
+    }
+
+    fn cordon(&mut self, device: &str) -> Result<Value, Refusal> {
+        let id = self.find_device(device)?;
+        let cordon = Cordon { by: CordonBy::Hand, since: self.state.now, reason: "cordoned by hand".to_owned() };
+        self.state.device_mut(&id).cordon = Some(cordon);
+        warn!(device = %id, "cordoned by hand");
+        Ok(json!({ "cordoned": id }))
+    }
+
+    fn uncordon(&mut self, device: &str) -> Result<Value, Refusal> {
+        let id = self.find_device(device)?;
+        crate::fault::forgive(&mut self.state, &id);
+        info!(device = %id, "uncordoned");
+        Ok(json!({ "uncordoned": id }))
+    }
+
+    /// By UUID, a unique prefix of one, or the index.
+    fn find_device(&self, text: &str) -> Result<DeviceId, Refusal> {
+        let exact = |reading: &&Reading| reading.id.0 == text || reading.index.is_some_and(|index| index.to_string() == text);
+        let prefix = |reading: &&Reading| reading.id.0.starts_with(text);
+        let mut found: Vec<&Reading> = self.snapshot.devices.iter().filter(exact).collect();
+        if found.is_empty() && !text.is_empty() {
+            found = self.snapshot.devices.iter().filter(prefix).collect();
+        }
+        match found.as_slice() {
+            [one] => Ok(one.id.clone()),
+            [] => Err(refusal("no-such-device", format!("no device `{text}`"), "`gamdok gpus` lists them: name one by index or UUID")),
+            _ => Err(refusal("ambiguous", format!("`{text}` names {} devices", found.len()), "give the UUID that `gamdok gpus --json` shows")),
+        }
+    }
+
+    fn cancel(&mut self, jobs: &[JobId], inbox: Vec<InboxRef>) -> Result<Value, Refusal> {
+        let mut cancelled = Vec::new();
+        let mut refused = Vec::new();
+        for id in jobs {
+            match self.cancel_job(*id) {
+                Ok(()) => cancelled.push(id.to_string()),
+                Err(why) => refused.push(json!({ "id": id, "message": why })),
+            }
+        }
+        for item in inbox {
+            match ItemName::from_base64(&item.name_b64) {
+                Some(name) => {
+                    cancelled.push(name.escaped());
+                    self.cancel_in_inbox(CandidateKey { folder: item.folder, name });
+                }
+                None => refused.push(json!({ "name_b64": item.name_b64, "message": "not the base64 of a file name" })),
+            }
+        }
+        Ok(json!({ "cancelled": cancelled, "refused": refused }))
+    }
+
+    /// An item that is still in the inbox is claimed only to be filed as cancelled.
+    fn cancel_in_inbox(&mut self, key: CandidateKey) {
+        if let Some(candidate) = self.state.take_offer(&key) {
+            self.claim_candidate(candidate, true);
+            return;
+        }
+        let known = self.config.routes.iter().map(|route| route.folder.as_str()).any(|folder| folder == key.folder);
+        if !known && !key.folder.is_empty() {
+            warn!(folder = crate::item::escape(key.folder.as_bytes()), "no such intake folder; nothing is cancelled");
+            return;
+        }
+        // The inbox may hang (a dead mount): it is looked at on a thread of its own.
+        let (path, results) = (self.root.inbox().join(&key.folder), self.inspections.clone());
+        let look = move || {
+            let outcome = inbox::inspect(&path, &key).map_err(|error| error.to_string());
+            let _ = results.send(Inspected { key, outcome });
+        };
+        if let Err(error) = std::thread::Builder::new().name("inspect".to_owned()).spawn(look) {
+            warn!(%error, "cannot look at the item to cancel; ask again");
+        }
+    }
+
+    pub(super) fn on_inspected(&mut self, inspected: Inspected) {
+        match inspected.outcome {
+            Ok(candidate) => {
+                self.state.take_offer(&inspected.key);
+                self.claim_candidate(candidate, true);
+            }
+            Err(error) => warn!(item = inspected.key.name.escaped(), error, "cannot be cancelled"),
+        }
+    }
+
+    fn retry(&mut self, jobs: Vec<JobId>, reply: Reply) {
+        if let Err(refusal) = self.expect_accepting("retry") {
+            let _ = reply.send(Err(refusal));
+            return;
+        }
+        let mut pending = PendingRetry { waiting: HashSet::new(), revived: Vec::new(), refused: Vec::new(), reply };
+        for id in jobs {
+            if self.state.job(id).is_some() {
+                pending.refused.push(json!({ "id": id, "message": "it hasn't ended" }));
+            } else if pending.waiting.insert(id) {
+                self.spool.send(spool::Task::Revive { id });
+            }
+        }
+        self.retries.push(pending);
+        self.answer_retries();
+    }
+
+    pub(super) fn on_revived(&mut self, id: JobId, outcome: Result<Box<ClaimedJob>, String>) {
+        let words = match outcome {
+            Ok(claimed) => {
+                info!(job = %claimed.dir, "to be tried again");
+                let dir = claimed.dir.to_string();
+                self.adopt(*claimed);
+                Ok(dir)
+            }
+            Err(why) => Err(json!({ "id": id, "message": why })),
+        };
+        if let Some(pending) = self.retries.iter_mut().find(|pending| pending.waiting.remove(&id)) {
+            match words {
+                Ok(dir) => pending.revived.push(dir),
+                Err(why) => pending.refused.push(why),
+            }
+        }
+        self.answer_retries();
+    }
+
+    fn answer_retries(&mut self) {
+        for pending in self.retries.extract_if(.., |pending| pending.waiting.is_empty()) {
+            let _ = pending.reply.send(Ok(json!({ "retried": pending.revived, "refused": pending.refused })));
+        }
+    }
+}
+
+fn refusal(code: &str, message: String, help: &str) -> Refusal {
+    Refusal { code: code.to_owned(), message, help: help.to_owned() }
+}
