@@ -1,0 +1,249 @@
+//! The command line's contract: shapes, exit codes, names of jobs, with a director and without.
+
+mod support;
+
+use std::fs;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use support::{World, names, text};
+
+fn shell(body: &str, extra: &str) -> String {
+    let command = json!(["sh", "-c", body, "sh", "{item}", "{out}"]);
+    format!("[[route]]\nname = \"work\"\nbackoff = \"10ms\"\nretries = 0\ncommand = {command}\n{extra}")
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().map_or_else(Vec::new, |object| object.keys().map(String::as_str).collect())
+}
+
+#[track_caller]
+fn assert_keys(value: &Value, expected: &[&str]) {
+    for key in expected {
+        assert!(keys(value).contains(key), "no `{key}` in {value:#}");
+    }
+}
+
+#[test]
+fn status_and_list_have_their_shape_with_and_without_a_director() {
+    let world = World::new(&shell("case $1 in *bad) exit 1;; esac", ""));
+    for name in ["good", "bad"] {
+        world.drop_file(name, b"x");
+    }
+    world.once();
+    let service = world.start();
+    let running = world.until("ready", |status| status["counts"]["done"] == 1);
+    assert_eq!(service.stop(), 0);
+    let stopped = world.status();
+    for (status, state, pid) in [(&running, "running", true), (&stopped, "stopped", false)] {
+        assert_keys(status, &["version", "pid", "root", "mode", "state", "uptime_s", "counts", "devices", "running", "held", "health"]);
+        let counts = ["arriving", "ready", "held", "claimed", "running", "retrying", "done", "failed", "cancelled"];
+        assert_keys(&status["counts"], &counts);
+        assert_eq!((&status["state"], status["pid"].is_number()), (&json!(state), pid));
+        assert_eq!((&status["counts"]["done"], &status["counts"]["failed"]), (&json!(1), &json!(1)));
+    }
+    let device = &running["devices"][0];
+    assert_keys(device, &["id", "index", "kind", "name", "verdict", "reason", "slots", "leases", "memory_total", "memory_used",
+        "utilization", "temperature", "power_w"]);
+    assert_eq!((&device["id"], &device["verdict"], &device["slots"]), (&json!("cpu"), &json!("free"), &json!(2)));
+    let rows = world.json(&["list"]);
+    assert_eq!(rows.as_array().map(Vec::len), Some(2));
+    for row in rows.as_array().expect("rows") {
+        assert_keys(row, &["id", "job", "name", "route", "state", "attempts", "devices", "arrived_at", "finished_at", "reason"]);
+    }
+    assert_eq!(world.json(&["list", "--state", "failed"])[0]["name"], "bad");
+    assert_eq!(world.json(&["list", "--route", "nobody"]), json!([]));
+}
+
+#[test]
+fn a_job_is_named_by_directory_ulid_prefix_or_item() {
+    let world = World::new(&shell("echo said", ""));
+    world.drop_file("one.txt", b"x");
+    world.once();
+    let (dir, result) = world.result("one.txt");
+    let id = result["id"].as_str().expect("an id");
+    let job = dir.file_name().and_then(|name| name.to_str()).expect("a name");
+    for reference in [job, id, &id[..20], &id.to_lowercase(), "one.txt", &job[..12]] {
+        let shown = world.json(&["show", reference]);
+        assert_eq!(shown["id"], id, "{reference}");
+        assert_keys(&shown, &["paths", "result"]);
+        assert_keys(&shown["paths"], &["dir", "item", "out", "logs"]);
+        assert_eq!(world.ok(&["logs", reference]), "said\n");
+    }
+    let missing = world.code(&["show", "nothing", "--json"], 1);
+    let error: Value = serde_json::from_slice(&missing.stderr).expect("JSON on stderr");
+    assert_keys(&error["error"], &["code", "message", "help"]);
+}
+
+#[test]
+fn control_commands_need_a_director() {
+    let world = World::new(&shell(":", ""));
+    for args in [&["pause"][..], &["resume"], &["drain"], &["cancel", "x"], &["retry", "--failed"], &["cordon", "cpu"], &["release"]] {
+        world.code(args, 3);
+    }
+    world.code(&["frobnicate"], 2);
+    world.code(&["run", "--no-such-flag"], 2);
+}
+
+#[test]
+fn retry_brings_failed_items_back_under_the_same_id() {
+    let world = World::new(&shell("test -e \"$GAMDOK_OUT/../../../allowed\"", ""));
+    for name in ["a", "b"] {
+        world.drop_file(name, b"x");
+    }
+    let service = world.start();
+    world.wait();
+    assert_eq!(world.outcomes(), ["a failed exit", "b failed exit"]);
+    let id = world.result("a").1["id"].clone();
+    fs::write(world.root.join("allowed"), b"").expect("allow it");
+    world.ok(&["retry", "a"]);
+    world.ok(&["wait", id.as_str().expect("an id")]);
+    assert_eq!(world.outcomes(), ["a done -", "b failed exit"]);
+    let (dir, result) = world.result("a");
+    assert_eq!(result["id"], id);
+    let numbers: Vec<&Value> = result["attempts"].as_array().expect("attempts").iter().map(|it| &it["n"]).collect();
+    assert_eq!(numbers, [1, 2]);
+    assert!(dir.join("result.1.json").exists(), "{:?}", names(&dir));
+    world.ok(&["retry", "--failed"]);
+    world.wait();
+    assert_eq!(world.outcomes(), ["a done -", "b done -"]);
+    let status = world.status();
+    assert_eq!((&status["counts"]["done"], &status["counts"]["failed"]), (&json!(2), &json!(0)));
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn cancel_ends_waiting_running_and_unclaimed_items() {
+    let world = World::new(&shell("exec sleep 1000", "kill_grace = \"100ms\"\n"));
+    for n in 0..9 {
+        world.drop_file(format!("item-{n}"), b"x");
+    }
+    let service = world.start();
+    world.until("two run", |status| status["running"].as_array().map(Vec::len) == Some(2));
+    let all: Vec<String> = (0..9).map(|n| format!("item-{n}")).collect();
+    let mut args = vec!["cancel"];
+    args.extend(all.iter().map(String::as_str));
+    world.ok(&args);
+    world.until("all are cancelled", |status| status["counts"]["cancelled"] == 9);
+    assert!(world.outcomes().iter().all(|it| it.ends_with("cancelled cancelled")), "{:?}", world.outcomes());
+    assert_eq!(names(&world.root.join("done")).len(), 0);
+    world.assert_empty();
+    world.code(&["cancel", "item-1"], 1);
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn pause_holds_starts_and_resume_lets_them_go() {
+    let world = World::new(&shell(":", ""));
+    let service = world.start();
+    world.ok(&["pause"]);
+    world.drop_file("one", b"x");
+    let status = world.until("ready", |status| status["counts"]["ready"] == 1);
+    assert_eq!(status["state"], "paused");
+    let why = world.json(&["list"])[0]["reason"].clone();
+    assert!(why.as_str().is_some_and(|why| why.contains("paused")), "{why}");
+    world.ok(&["resume"]);
+    world.ok(&["wait"]);
+    assert_eq!(world.outcomes(), ["one done -"]);
+    world.ok(&["drain"]);
+    let mut service = service;
+    assert_eq!(service.wait(), 0);
+}
+
+#[test]
+fn a_cordoned_device_takes_nothing_until_uncordoned() {
+    let world = World::with("[devices]\nuse = \"sim\"\nsim = { gpus = 2, memory = \"8GiB\" }\n", &shell("echo $GAMDOK_DEVICE_ID", ""));
+    let service = world.start();
+    let gpus = world.json(&["gpus"]);
+    let ids: Vec<&str> = gpus.as_array().expect("devices").iter().filter(|it| it["kind"] == "sim").filter_map(|it| it["id"].as_str()).collect();
+    assert_eq!(ids.len(), 2, "{gpus:#}");
+    world.ok(&["cordon", "0"]);
+    for n in 0..6 {
+        world.drop_file(format!("item-{n}"), b"x");
+    }
+    world.wait();
+    let used: Vec<String> = world.results().iter().map(|(_, result)| result["attempts"][0]["devices"][0].to_string()).collect();
+    assert!(used.iter().all(|id| id.contains(ids[1])), "{used:?}");
+    let cordoned = world.json(&["gpus"]);
+    assert_eq!(cordoned[0]["verdict"], "unhealthy", "{cordoned:#}");
+    assert!(cordoned[0]["reason"].as_str().is_some_and(|why| why.contains("cordon")));
+    world.ok(&["uncordon", "0"]);
+    assert_eq!(world.json(&["gpus"])[0]["verdict"], "free");
+    world.code(&["cordon", "17"], 1);
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn logs_can_be_followed_to_the_end() {
+    let world = World::new(&shell("echo first; while ! test -e \"$GAMDOK_OUT/../../../go\"; do sleep 0.01; done; echo last", ""));
+    let service = world.start();
+    world.drop_file("one", b"x");
+    world.until("it runs", |status| status["running"][0]["pid"].is_number());
+    let follower = world.command(&["logs", "-f", "one"]).stdout(Stdio::piped()).spawn().expect("follow");
+    fs::write(world.root.join("go"), b"").expect("let it go on");
+    let output = follower.wait_with_output().expect("its end");
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(0), "first\nlast\n"));
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn wait_tells_by_its_exit_code_whether_any_failed() {
+    let world = World::new(&shell("case $1 in *bad) exit 1;; esac", ""));
+    let service = world.start();
+    world.drop_file("good", b"x");
+    world.code(&["wait"], 0);
+    world.drop_file("bad", b"x");
+    world.code(&["wait"], 1);
+    world.code(&["wait", "good"], 0);
+    world.code(&["wait", "bad"], 1);
+    assert_eq!(world.json(&["wait", "good"])[0]["state"], "done");
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn init_never_overwrites() {
+    let world = World::new(&shell(":", ""));
+    let before = fs::read(world.root.join("gamdok.toml")).expect("the configuration");
+    let uuid = fs::read(world.root.join(".gamdok/root.json")).expect("the sentinel");
+    world.ok(&["init"]);
+    assert_eq!(fs::read(world.root.join("gamdok.toml")).expect("the configuration"), before);
+    assert_eq!(fs::read(world.root.join(".gamdok/root.json")).expect("the sentinel"), uuid);
+    let fresh = world.scratch("fresh");
+    world.ok(&["init", fresh.to_str().expect("text")]);
+    world.ok(&["check", "--root", fresh.to_str().expect("text")]);
+    let mode = |path: &str| std::os::unix::fs::PermissionsExt::mode(&fs::metadata(fresh.join(path)).expect(path).permissions()) & 0o777;
+    assert_eq!((mode(""), mode("inbox"), mode("claimed")), (0o750, 0o770, 0o700));
+}
+
+#[test]
+fn a_changed_configuration_applies_without_a_restart_and_a_wrong_one_changes_nothing() {
+    const CPU: &str = "[devices]\nuse = \"cpu\"\n";
+    let world = World::with(CPU, &shell("echo old", ""));
+    let service = world.start();
+    let health = |status: &Value| {
+        let checks = status["health"].as_array().expect("health");
+        checks.iter().find(|it| it["what"] == "config").map(|it| it["state"].clone())
+    };
+    world.drop_file("held.wav", b"x");
+    world.wait();
+    world.configure(CPU, "[[route]]\nname = \"wrong\"\ncomand = [\"true\"]\n");
+    world.until("the wrong one is reported", |status| health(status) == Some(json!("failed")));
+    world.drop_file("two", b"x");
+    world.wait();
+    assert_eq!(fs::read_to_string(world.result("two").0.join("attempt-1.log")).expect("log"), "old\n");
+    world.configure(CPU, &shell("echo new", ""));
+    world.until("the right one is in force", |status| health(status) == Some(json!("ok")));
+    world.drop_file("three", b"x");
+    world.wait();
+    assert_eq!(fs::read_to_string(world.result("three").0.join("attempt-1.log")).expect("log"), "new\n");
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn a_wrong_configuration_shows_its_line_and_exits_2() {
+    let world = World::new("[[route]]\nname = \"x\"\ncommand = [\"true\"]\ntimeout = \"soon\"\n");
+    for command in [&["check"][..], &["run", "--once"]] {
+        let said = text(&world.code(command, 2).stderr);
+        assert!(said.contains("timeout") && said.contains("soon"), "{said}");
+    }
+}

@@ -1,0 +1,157 @@
+//! A full disk, a read-only remount, two directors, a missing root: nothing is lost and it goes on by itself.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+use support::{World, names, text};
+
+fn copying() -> String {
+    let command = json!(["sh", "-c", "cat \"$1\" >\"$2/copy\"", "sh", "{item}", "{out}"]);
+    format!("[[route]]\nname = \"copy\"\nbackoff = \"10ms\"\ncommand = {command}\n")
+}
+
+const CPU: &str = "[devices]\nuse = \"cpu\"\ncpu_slots = 2\n";
+
+/// A small file system of our own; none without the privilege to mount one.
+struct Mount {
+    at: PathBuf,
+}
+
+impl Mount {
+    fn small(size: &str) -> Option<(Mount, tempfile::TempDir)> {
+        let base = tempfile::tempdir().expect("a folder");
+        let at = base.path().join("mount");
+        fs::create_dir(&at).expect("the mount point");
+        let options = format!("size={size},mode=0755");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&at).output();
+        if !mounted.is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: this user can't mount a file system");
+            return None;
+        }
+        let dir = tempfile::tempdir_in(&at).expect("a folder in it");
+        // The mount point's own folder goes with the mount.
+        let _ = base.keep();
+        Some((Mount { at }, dir))
+    }
+
+    fn remount(&self, option: &str) -> bool {
+        let remounted = Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(&self.at).output();
+        remounted.is_ok_and(|output| output.status.success())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).output();
+        if let Some(base) = self.at.parent() {
+            let _ = fs::remove_dir_all(base);
+        }
+    }
+}
+
+fn fill(dir: &Path) -> PathBuf {
+    let path = dir.join("filler");
+    let mut file = fs::File::create(&path).expect("the filler");
+    let block = vec![0; 1 << 16];
+    while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    for step in [4096, 512, 1] {
+        let block = vec![0; step];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    }
+    path
+}
+
+#[test]
+fn a_full_disk_pauses_claims_and_loses_nothing() {
+    let Some((mount, dir)) = Mount::small("96m") else { return };
+    let world = World::at(dir, CPU, &copying());
+    let service = world.start();
+    world.drop_file("before", b"1");
+    world.until("the first is done", |status| status["counts"]["done"] == 1);
+    for name in ["during-1", "during-2", "during-3"] {
+        world.drop_file(name, b"2");
+        if name == "during-1" {
+            fill(&mount.at);
+        }
+    }
+    world.until("it says so", |status| {
+        let checks = status["health"].as_array().expect("health");
+        checks.iter().any(|it| it["what"] == "space" && it["state"] != "ok")
+    });
+    fs::remove_file(mount.at.join("filler")).expect("make room");
+    world.until("all are done by themselves", |status| status["counts"]["done"] == 4);
+    for name in ["before", "during-1", "during-2", "during-3"] {
+        let (dir, result) = world.result(name);
+        assert_eq!(result["outcome"], "done", "{result:#}");
+        assert_eq!(fs::read(dir.join(format!("item/{name}"))).expect("the payload").len(), 1);
+    }
+    world.assert_empty();
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn a_read_only_remount_loses_nothing() {
+    let Some((mount, dir)) = Mount::small("96m") else { return };
+    // The readiness socket and the log lie elsewhere: only the root becomes read-only.
+    let world = World::at(dir, CPU, &copying());
+    let service = world.start();
+    world.drop_file("before", b"1");
+    world.until("the first is done", |status| status["counts"]["done"] == 1);
+    world.drop_file("during", b"2");
+    if !mount.remount("ro") {
+        // Something is open for writing (the ledger): such a remount is refused, and nothing can be shown.
+        eprintln!("skipped: the file system is busy");
+    } else {
+        world.until("it says so", |status| {
+            let checks = status["health"].as_array().expect("health");
+            status["counts"]["done"] == 2 || checks.iter().any(|it| it["state"] == "failed")
+        });
+        assert!(mount.remount("rw"));
+    }
+    world.until("it is done by itself", |status| status["counts"]["done"] == 2);
+    world.assert_empty();
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn a_second_director_is_told_who_holds_the_root() {
+    let world = World::new(&copying());
+    let service = world.start();
+    let output = world.code(&["run", "--once"], 4);
+    assert!(text(&output.stderr).contains(&service.pid().to_string()), "{}", text(&output.stderr));
+    world.drop_file("one", b"x");
+    world.until("done", |status| status["counts"]["done"] == 1);
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn two_directors_started_at_once_do_everything_once() {
+    let world = World::new(&copying());
+    for n in 0..50 {
+        world.drop_file(format!("item-{n}"), b"x");
+    }
+    let mut both: Vec<_> = (0..2).map(|_| world.command(&["run", "--once"]).spawn().expect("start gamdok")).collect();
+    let mut codes: Vec<i32> = both.iter_mut().map(|child| support::code(child.wait().expect("its end"))).collect();
+    codes.sort();
+    assert!(codes == [0, 4] || codes == [0, 0], "{codes:?}");
+    assert_eq!(world.results().len(), 50);
+    world.assert_empty();
+}
+
+#[test]
+fn without_its_sentinel_a_folder_is_no_root_and_stays_untouched() {
+    let world = World::new(&copying());
+    fs::remove_file(world.root.join(".gamdok/root.json")).expect("remove the sentinel");
+    let before = names(&world.root);
+    let output = world.code(&["run", "--once"], 5);
+    assert!(text(&output.stderr).contains("init"), "{}", text(&output.stderr));
+    assert_eq!(names(&world.root), before);
+    let empty = world.scratch("empty");
+    fs::create_dir(&empty).expect("an empty folder");
+    world.code(&["run", "--once", "--root", empty.to_str().expect("text")], 5);
+    assert_eq!(names(&empty).len(), 0);
+}
