@@ -194,6 +194,7 @@ impl<'a> Planner<'a> {
             let (route, line) = lines[at];
             Some(Reverse((Reverse(route.priority), line.get(n)?.arrived_at, at, n)))
         };
+        let mut claimed = Vec::new();
         let mut heads: BinaryHeap<_> = (0..lines.len()).filter_map(|at| head(at, 0)).collect();
         while let Some(Reverse((_, _, at, n))) = heads.pop() {
             let (route, line) = lines[at];
@@ -205,13 +206,15 @@ impl<'a> Planner<'a> {
             *self.ahead.claiming.entry(pool).or_default() += 1;
             *self.ahead.route.entry(route.name.clone()).or_default() += 1;
             self.decisions.push(Decision::Claim { key: line[n].key.clone() });
-            // Its device is looked at while the claim is written: a start right after it needs no second wait.
-            let need = Need::of(&Demand::of(route), self.snapshot);
+            claimed.push(Need::of(&Demand::of(route), self.snapshot));
+            heads.extend(head(at, n + 1));
+        }
+        // Their devices are looked at while the claims are written: a start right after them needs no second wait.
+        for need in claimed {
             if let Some(places) = self.floor.place(&need) {
                 self.floor.take(&places, &need, Taking::Promised);
                 self.ask(&places);
             }
-            heads.extend(head(at, n + 1));
         }
     }
 

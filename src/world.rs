@@ -1,1 +1,2 @@
 //! world
+pub(crate) mod fixtures;
