@@ -2,6 +2,9 @@
 //! own failures are counted and bounded by its route's `retries`, everybody else's are not counted and bounded too, so
 //! that every item ends.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
