@@ -9,9 +9,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::config::Route;
-use crate::devices::DeviceId;
+use crate::devices::{Cordon, CordonBy, DeviceId};
 use crate::item::{self, Attempt, Ending, JobId, JobRecord, Outcome, Reason, StopWhy};
-use crate::state::State;
+use crate::state::{State, Streak};
+use crate::units::Moment;
 use crate::worker::{End, Report, Said};
 
 /// What follows from an attempt's end.
@@ -321,28 +322,47 @@ fn signal_name(signal: i32) -> String {
     format!("signal {signal} ({name})")
 }
 
-/// Takes a failure that may be the device's into its streak, and says why the device is to be cordoned, when it is:
-/// several different items failed fast on it in a row, and items of the same routes succeeded on another device
-/// meanwhile. Without the second a script that is broken would cordon one GPU after the other. A success there ends the
-/// streak ([`State::note_success`]). The CPU pool is never cordoned.
-pub fn cordon_after_failure(
+/// An item of the route succeeded on the device: what failed there before wasn't the device's fault.
+pub fn note_success(state: &mut State, device: &DeviceId, route: &str) {
+    let now = state.now;
+    state.successes.insert((route.to_owned(), device.clone()), now);
+    state.device_mut(device).streak = Streak::default();
+}
+
+/// Takes in a failure that may be the device's, and cordons the device when the rule says so; the reason, if it did.
+pub fn note_failure(state: &mut State, device: &DeviceId, record: &JobRecord, ran: Duration) -> Option<String> {
+    let reason = cordon_after_failure(state, device, record.id, &record.route.name, ran < FAST)?;
+    let since = state.now;
+    let device = state.device_mut(device);
+    device.cordons += 1;
+    device.cordon = Some(Cordon { by: CordonBy::Failures, since, reason: reason.clone() });
+    Some(reason)
+}
+
+/// A person takes a device back in: nothing is held against it any more.
+pub fn forgive(state: &mut State, device: &DeviceId) {
+    let device = state.device_mut(device);
+    (device.cordon, device.cordons, device.streak) = (None, 0, Streak::default());
+}
+
+/// Takes a failure into its device's streak, and says why the device is to be cordoned, when it is: several different
+/// items failed fast on it in a row, and items of the same routes succeeded on another device meanwhile. Without the
+/// second a script that is broken would cordon one GPU after the other. The CPU pool is never cordoned.
+fn cordon_after_failure(
     state: &mut State,
     device: &DeviceId,
     job: JobId,
     route: &str,
     ran_fast: bool,
 ) -> Option<String> {
-    if *device == DeviceId::cpu() {
+    // What was running there when it was cordoned may still fail.
+    if *device == DeviceId::cpu() || state.cordon(device).is_some() {
         return None;
     }
     let now = state.now;
-    // What was already running there may still fail.
-    if state.device(device).is_some_and(|device| device.cordon.is_some()) {
-        return None;
-    }
     let streak = &mut state.device_mut(device).streak;
     if !ran_fast {
-        *streak = Default::default();
+        *streak = Streak::default();
         return None;
     }
     if streak.jobs.is_empty() {
@@ -355,7 +375,7 @@ pub fn cordon_after_failure(
     streak.routes.insert(route.to_owned());
     let streak = streak.clone();
     let well_elsewhere = |route: &String| {
-        let elsewhere = |(on, at): (&(String, DeviceId), &_)| {
+        let elsewhere = |(on, at): (&(String, DeviceId), &Moment)| {
             on.0 == *route && on.1 != *device && on.1 != DeviceId::cpu() && *at >= streak.since
         };
         state.successes.iter().any(elsewhere)
@@ -363,9 +383,6 @@ pub fn cordon_after_failure(
     if streak.jobs.len() < CORDON_AFTER || !streak.routes.iter().all(well_elsewhere) {
         return None;
     }
-    state.device_mut(device).cordons += 1;
     let count = streak.jobs.len();
-    Some(format!(
-        "{count} items in a row failed within seconds on it, while others of their routes succeeded elsewhere"
-    ))
+    Some(format!("{count} in a row within seconds, while others of their routes succeeded elsewhere"))
 }

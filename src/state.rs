@@ -2,6 +2,8 @@
 //! it decides nothing. Invariants (`State::check`): a job's leases stand in `devices` and nowhere else, a device holds no
 //! more leases than slots, the indexes agree with the stages.
 
+mod check;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque, btree_map, hash_map};
 use std::sync::Arc;
@@ -207,6 +209,14 @@ pub struct Stages {
     pub committing: u64,
 }
 
+/// The moment since which nothing of the reading is older. Where processes can't be listed, memory is all there is.
+pub(crate) fn looked_at(reading: &Reading) -> Moment {
+    match reading.processes {
+        Some(_) => reading.memory_at.min(reading.processes_at),
+        None => reading.memory_at,
+    }
+}
+
 /// The ends within this span decide how far ahead claims go.
 pub const RECENT: Duration = Duration::from_millis(100);
 
@@ -255,6 +265,11 @@ impl State {
     /// How many jobs of which demand are claimed ahead of their start.
     pub fn ahead(&self) -> impl Iterator<Item = (&Demand, Ahead)> {
         self.ahead.iter().map(|(demand, ahead)| (demand, *ahead))
+    }
+
+    /// Whether a claim is under way.
+    pub fn is_claiming(&self) -> bool {
+        self.ahead.values().any(|ahead| ahead.claiming > 0)
     }
 
     /// How many jobs of a route hold leases.
@@ -459,6 +474,12 @@ impl State {
         self.offers.entry(line).or_default().push_back(candidate);
     }
 
+    /// Puts an offer back to where it was taken from: its claim came to nothing.
+    pub fn offer_first(&mut self, candidate: Candidate) {
+        let line = (Reverse(candidate.route.priority), candidate.route.name.clone());
+        self.offers.entry(line).or_default().push_front(candidate);
+    }
+
     /// Takes an offer back, because it is being claimed, was withdrawn or refused.
     pub fn take_offer(&mut self, key: &CandidateKey) -> Option<Candidate> {
         // Nearly always the first of its line: the planner claims oldest first.
@@ -499,7 +520,7 @@ impl State {
         for reading in &snapshot.devices {
             let device = self.devices.entry(reading.id.clone()).or_default();
             device.history.observe(reading, &device.leases, &self.rules);
-            if device.asked_at.is_some_and(|asked| asked <= reading.processes_at) {
+            if device.asked_at.is_some_and(|asked| asked <= looked_at(reading)) {
                 device.asked_at = None;
             }
         }
@@ -509,22 +530,27 @@ impl State {
                 device.streak = Streak::default();
             }
         }
-        // A device that vanished is forgotten once nothing runs on it and nobody cordoned it. While the backend can't
-        // answer, nothing has vanished.
+        // A device that vanished is forgotten once nothing runs on it and nobody cordoned it, and answers no question.
+        // While the backend can't answer, nothing has vanished.
         if snapshot.trouble.is_none() {
             let present = |id: &DeviceId| snapshot.devices.iter().any(|reading| reading.id == *id);
-            self.devices.retain(|id, device| present(id) || !device.leases.held.is_empty() || device.cordon.is_some());
+            self.devices.retain(|id, device| {
+                device.asked_at = device.asked_at.filter(|_| present(id));
+                present(id) || !device.leases.held.is_empty() || device.cordon.is_some()
+            });
         }
     }
 
-    /// An item of the route succeeded on these devices: whatever failed there before wasn't theirs.
-    pub fn note_success(&mut self, route: &str, on: &[DeviceId]) {
-        for device in on {
-            self.successes.insert((route.to_owned(), device.clone()), self.now);
-            if let Some(device) = self.devices.get_mut(device) {
-                device.streak = Streak::default();
-            }
-        }
+    /// What keeps a device out at this moment; a cordon that has run its time no longer does.
+    pub fn cordon(&self, id: &DeviceId) -> Option<&Cordon> {
+        let device = self.devices.get(id)?;
+        device.cordon.as_ref().filter(|_| device.cordon_ends().is_none_or(|end| end > self.now))
+    }
+
+    /// The next moment at which time alone changes what a device may take, for the director's timer.
+    pub fn next_change(&self, snapshot: &Snapshot) -> Option<Moment> {
+        let present = snapshot.devices.iter().filter_map(|reading| self.devices.get(&reading.id));
+        present.filter_map(Device::cordon_ends).filter(|end| *end > self.now).min()
     }
 
     /// How many slots a device has.
@@ -539,7 +565,7 @@ impl State {
     pub fn verdict(&self, reading: &Reading, snapshot: &Snapshot) -> Verdict {
         static NONE: std::sync::LazyLock<Device> = std::sync::LazyLock::new(Device::default);
         let device = self.devices.get(&reading.id).unwrap_or(&NONE);
-        let cordon = device.cordon.as_ref();
+        let cordon = self.cordon(&reading.id);
         devices::verdict(reading, &device.history, &device.leases, cordon, snapshot, &self.rules, self.now)
     }
 
@@ -547,43 +573,6 @@ impl State {
     pub fn recent_ends(&self, pool: Pool) -> usize {
         let recent = |at: &&Moment| self.now.since(**at) < RECENT;
         self.ends.get(&pool).map_or(0, |ends| ends.iter().rev().take_while(recent).count())
-    }
-}
-
-impl State {
-    /// Every invariant, checked from the stages up; the first that doesn't hold. For tests.
-    pub fn check(&self) -> Result<(), String> {
-        let agree = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
-        let mut rebuilt = State::new(self.rules.clone());
-        for (id, job) in &self.jobs {
-            agree(*id == job.record.id, "a job lies under its own id")?;
-            agree(!matches!(job.stage, Stage::Ended { .. } | Stage::Withdrawn), "an ended job is forgotten")?;
-            rebuilt.index(job, Indexing::In);
-            let on = job.stage.leased();
-            agree(on.iter().collect::<BTreeSet<_>>().len() == on.len(), "a job's devices are different ones")?;
-            for device in on {
-                let held = self.devices.get(device).map_or(&[][..], |device| &device.leases.held);
-                let leases = held.iter().filter(|lease| lease.job == *id).count();
-                agree(leases == 1, &format!("job {id} has {leases} leases on {device}"))?;
-            }
-            agree(!on.is_empty() || (job.pid.is_none() && job.progress.is_none()), "only a leased job has a process")?;
-        }
-        agree(rebuilt.waiting == self.waiting, "the waiting jobs are those in `Claimed`")?;
-        agree(rebuilt.lines == self.lines, "the lines hold the waiting jobs")?;
-        agree(rebuilt.ahead == self.ahead, "the jobs ahead are those in `Claiming` and `Claimed`")?;
-        agree(rebuilt.running == self.running, "the running jobs are those with leases")?;
-        agree(rebuilt.retrying == self.retrying, "the retrying jobs are those in `Retrying`")?;
-        agree(rebuilt.counts == self.counts, "the counts are those of the stages")?;
-        for (id, device) in &self.devices {
-            let held = &device.leases.held;
-            let most = if *id == DeviceId::cpu() { self.rules.cpu_slots.unwrap_or(1) } else { self.rules.slots };
-            agree(held.len() <= most as usize, &format!("{id} has {} leases for {most} slots", held.len()))?;
-            for lease in held {
-                let leased = self.jobs.get(&lease.job).is_some_and(|job| job.stage.leased().contains(id));
-                agree(leased, &format!("the lease of {} on {id} is a job's", lease.job))?;
-            }
-        }
-        Ok(())
     }
 }
 

@@ -306,7 +306,7 @@ fn check_cordons(events: &[&str], expected: &[&str]) {
         let words: Vec<&str> = event.split_whitespace().collect();
         let device = |name: &str| DeviceId(name.to_owned());
         match words[..] {
-            ["ok", on, route] => state.note_success(route, &[device(on)]),
+            ["ok", on, route] => note_success(&mut state, &device(on), route),
             [how, on, job, route] => {
                 let job = job_id(job.parse().expect(job));
                 if let Some(why) = cordon_after_failure(&mut state, &device(on), job, route, how == "fail") {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::Policy;
 use crate::devices::{DeviceId, DeviceKind, Reading, Snapshot, Verdict};
 use crate::item::JobId;
-use crate::state::{Demand, Line, Pool, State};
+use crate::state::{Demand, Line, Pool, State, looked_at};
 use crate::units::{Bytes, Moment};
 
 /// How old a process list may be when a worker starts beside it. Listing takes some milliseconds under the driver's one
@@ -99,10 +99,11 @@ impl Spot<'_> {
         let device = state.device(&reading.id);
         let held = device.map_or(&[][..], |device| &device.leases.held);
         let last_exit = device.and_then(|device| device.leases.last_exit);
-        let since_exit = last_exit.is_none_or(|exit| exit <= reading.processes_at);
+        let looked_at = looked_at(reading);
+        let since_exit = last_exit.is_none_or(|exit| exit <= looked_at);
         // The CPU pool has no driver to ask, and a simulated device is always as its script says.
         let driven = matches!(reading.kind, DeviceKind::Gpu | DeviceKind::Mig);
-        let fresh = !driven || (since_exit && state.now.since(reading.processes_at) <= FRESH);
+        let fresh = !driven || (since_exit && state.now.since(looked_at) <= FRESH);
         let asked = device.is_some_and(|device| device.asked_at.is_some());
         let busy = matches!(verdict, Verdict::Busy(_));
         let mut spot = Spot {
@@ -122,7 +123,7 @@ impl Spot<'_> {
             promised: 0,
             reserved: Bytes(0),
             kept: None,
-            cordoned: device.is_some_and(|device| device.cordon.is_some()),
+            cordoned: state.cordon(&reading.id).is_some(),
         };
         spot.reserved = held.iter().map(|lease| lease.memory.unwrap_or(spot.share())).sum();
         spot
@@ -202,31 +203,21 @@ impl Spot<'_> {
     }
 }
 
-/// The verdict, as it bears on more work. An own lease outranks all else in it, since what runs may go on; but a shared
-/// device that fell ill or was cordoned under its workers takes no others.
+/// The verdict, as it bears on more work: whatever a lease outranks in it for the work that runs, a device that was taken
+/// out under its workers, or that can't be asked, takes no others.
 fn for_more(state: &State, snapshot: &Snapshot, reading: &Reading) -> Verdict {
     let verdict = state.verdict(reading, snapshot);
     if !matches!(verdict, Verdict::Free | Verdict::Leased) {
         return verdict;
     }
-    let health = &reading.health;
-    let ill = |what: &str| Verdict::Unhealthy(what.to_owned());
     if let Some(why) = &reading.excluded {
         Verdict::Excluded(why.clone())
-    } else if let Some(cordon) = state.device(&reading.id).and_then(|device| device.cordon.as_ref()) {
+    } else if reading.health.lost {
+        Verdict::Unhealthy("lost".to_owned())
+    } else if let Some(cordon) = state.cordon(&reading.id) {
         Verdict::Unhealthy(format!("cordoned: {}", cordon.reason))
-    } else if health.lost {
-        ill("the driver has lost it")
-    } else if health.recovery_action.is_some() {
-        ill("the driver asks for a recovery action")
-    } else if let Some(xid) = health.xid {
-        Verdict::Unhealthy(format!("Xid {xid}"))
-    } else if health.new_uncorrected_ecc > 0 || health.row_remap_failed {
-        ill("memory errors")
-    } else if reading.kind.is_gpu() && snapshot.trouble.is_some() {
-        Verdict::Unknown(snapshot.trouble.clone().unwrap_or_default())
-    } else if reading.failures >= 3 {
-        Verdict::Unknown(reading.failure.clone().unwrap_or_else(|| "its queries fail".to_owned()))
+    } else if let Some(trouble) = snapshot.trouble.as_ref().filter(|_| reading.kind.is_gpu()) {
+        Verdict::Unknown(trouble.clone())
     } else {
         verdict
     }

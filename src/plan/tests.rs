@@ -194,9 +194,9 @@ fn check_why(rules: &str, devices: &[&str], jobs: &[&str], name: &str, expected:
     let found = match host.state.job(*id) {
         Some(job) => why_waiting(&host.state, &host.snapshot, job),
         None => {
-            let mut lines = host.state.offers().map(|(route, _)| route);
-            let route = lines.find(|route| route.name == name).expect("an offered route of this name");
-            why_offer_waits(&host.state, &host.snapshot, route)
+            let mut offers = host.state.offers().flat_map(|(_, line)| line);
+            let offer = offers.find(|offer| offer.route.name == name).expect("an offer of a route of this name");
+            why_offer_waits(&host.state, &host.snapshot, offer)
         }
     };
     assert_eq!(found, expected);
@@ -492,13 +492,6 @@ fn waiting_is_explained_by_the_rules_themselves() {
     check_why("", &["gpu0"], &["a"], "a", "it is about to start");
     check_why("", &["gpu0"], &["a on=gpu0"], "a", "it runs");
     check_why("", &["gpu0"], &["x on=gpu0", "a"], "a", "GPU 0 is taken");
-    check_why(
-        "",
-        &["gpu0 lost", "gpu1"],
-        &["x on=gpu1", "a"],
-        "a",
-        "GPU 0 is unhealthy: the driver has lost it; GPU 1 is taken",
-    );
     check_why("slots=2", &["gpu0"], &["x on=gpu0", "y on=gpu0", "a"], "a", "all 2 slots of GPU 0 are taken");
     check_why("cpu=2", &[], &["x gpus=0 on=cpu", "y gpus=0 on=cpu", "a gpus=0"], "a", "all 2 CPU slots are taken");
     check_why("", &["gpu0", "gpu1"], &["x on=gpu0", "a gpus=2"], "a", "needs 2 GPUs; 1 is free: GPU 0 is taken");
@@ -550,4 +543,12 @@ fn waiting_is_explained_by_the_rules_themselves() {
         "o",
         "route `o` needs a GPU, this host has none, and its cpu_fallback is false",
     );
+}
+
+#[test]
+fn a_verdict_gives_its_own_reason() {
+    let host = Host::new("", &["gpu0 cordoned", "gpu1"], &["x on=gpu1", "a"]);
+    let job = host.state.waiting().next().expect("a waits");
+    let why = why_waiting(&host.state, &host.snapshot, job);
+    assert!(why.starts_with("GPU 0 is unhealthy: cordoned") && why.ends_with("; GPU 1 is taken"), "{why}");
 }

@@ -2,8 +2,8 @@
 
 use super::floor::{Floor, Look, Need, until};
 use super::{Decision, Planner, refusal};
-use crate::config::Route;
 use crate::devices::Snapshot;
+use crate::inbox::Candidate;
 use crate::item::{JobId, Stage};
 use crate::state::{Demand, Job, Phase, Pool, State};
 
@@ -42,8 +42,9 @@ impl<'a> Waits<'a> {
         }
     }
 
-    /// Why an item of this route that lies ready in the inbox isn't claimed.
-    pub fn offer(&self, route: &Route) -> String {
+    /// Why an item that lies ready in the inbox isn't claimed.
+    pub fn offer(&self, offer: &Candidate) -> String {
+        let route = &offer.route;
         if let Some(reason) = refusal(route, self.planner.snapshot) {
             return reason;
         }
@@ -109,7 +110,7 @@ pub fn why_waiting(state: &State, snapshot: &Snapshot, job: &Job) -> String {
     Waits::new(state, snapshot).job(job)
 }
 
-/// Why an item of this route that lies ready in the inbox isn't claimed.
-pub fn why_offer_waits(state: &State, snapshot: &Snapshot, route: &Route) -> String {
-    Waits::new(state, snapshot).offer(route)
+/// Why an item that lies ready in the inbox isn't claimed.
+pub fn why_offer_waits(state: &State, snapshot: &Snapshot, offer: &Candidate) -> String {
+    Waits::new(state, snapshot).offer(offer)
 }
