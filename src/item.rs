@@ -1,6 +1,9 @@
 //! One item and its life: the name it was dropped with, the job it becomes, its attempts, its result, and the lifecycle
 //! with every arrow that exists. Pure: no clock, no file.
 
+#[cfg(test)]
+mod tests;
+
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Write as _};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

@@ -13,3 +13,6 @@ pub mod spool;
 pub mod state;
 pub mod units;
 pub mod worker;
+
+#[cfg(test)]
+mod world;

@@ -2,18 +2,20 @@
 //! it decides nothing. Invariants (`State::check`): a job's leases stand in `devices` and nowhere else, a device holds no
 //! more leases than slots, the indexes agree with the stages.
 
+mod check;
+
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque, btree_map, hash_map};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::config::{self, Route};
-use crate::devices::{self, Cordon, DeviceId, HostMode, Lease, Leases, Reading, Snapshot, Verdict};
+use crate::devices::{self, Cordon, CordonBy, DeviceId, HostMode, Lease, Leases, Reading, Snapshot, Verdict};
 use crate::inbox::{Candidate, CandidateKey};
 use crate::item::{IllegalStep, JobId, JobRecord, Stage, Step};
-use crate::units::Moment;
+use crate::units::{Bytes, Moment};
 
 /// What the director as a whole is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,11 @@ pub enum Pool {
 impl Pool {
     /// On a host without GPUs, routes that may fall back run on CPU slots.
     pub fn of(route: &Route, mode: HostMode) -> Pool {
-        if route.gpus == 0 || (mode == HostMode::Cpu && route.cpu_fallback) { Pool::Cpu } else { Pool::Gpu }
+        Pool::choose(route.gpus, route.cpu_fallback, mode)
+    }
+
+    fn choose(gpus: u32, cpu_fallback: bool, mode: HostMode) -> Pool {
+        if gpus == 0 || (mode == HostMode::Cpu && cpu_fallback) { Pool::Cpu } else { Pool::Gpu }
     }
 }
 
@@ -73,6 +79,53 @@ impl Job {
     pub fn rank(&self) -> Rank {
         Rank { priority: Reverse(self.record.route.priority), arrived_at: self.record.arrived_at, id: self.record.id }
     }
+
+    pub fn line(&self) -> Line {
+        Line { demand: Demand::of(self.route()), avoid: self.record.avoid.clone() }
+    }
+}
+
+/// What a route's items ask for: all that tells one waiting item's chances from another's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Demand {
+    pub route: String,
+    pub priority: Reverse<i32>,
+    pub gpus: u32,
+    pub gpu_memory: Option<Bytes>,
+    pub cpu_fallback: bool,
+    pub max_running: Option<u32>,
+}
+
+impl Demand {
+    pub fn of(route: &Route) -> Demand {
+        Demand {
+            route: route.name.clone(),
+            priority: Reverse(route.priority),
+            gpus: route.gpus,
+            gpu_memory: route.gpu_memory,
+            cpu_fallback: route.cpu_fallback,
+            max_running: route.max_running,
+        }
+    }
+
+    pub fn pool(&self, mode: HostMode) -> Pool {
+        Pool::choose(self.gpus, self.cpu_fallback, mode)
+    }
+}
+
+/// Waiting jobs that are alike: when the first of a line can't start, none of it can. So a plan looks at the heads of a
+/// few lines, however many jobs wait.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Line {
+    pub demand: Demand,
+    pub avoid: Vec<DeviceId>,
+}
+
+/// How many jobs of one demand were claimed and don't run yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    pub claiming: u64,
+    pub claimed: u64,
 }
 
 /// One device as the director sees it.
@@ -85,7 +138,25 @@ pub struct Device {
     pub asked_at: Option<Moment>,
     /// Different items that failed fast on it in a row, and when its streak began.
     pub streak: Streak,
+    /// How often it was cordoned for failures; each such cordon lasts twice as long as the one before.
+    pub cordons: u32,
 }
+
+impl Device {
+    /// When its cordon ends by itself; a person's ends by a person's hand, another director's when its lock is free.
+    pub fn cordon_ends(&self) -> Option<Moment> {
+        let cordon = self.cordon.as_ref().filter(|cordon| cordon.by == CordonBy::Failures)?;
+        let doublings = self.cordons.saturating_sub(1).min(16);
+        Some(cordon.since + (CORDON * (1 << doublings)).min(MAX_CORDON))
+    }
+}
+
+/// How long the first cordon for failures lasts: a device that fails everything may come back after a driver's own
+/// recovery, and one that doesn't is found out again by three quick failures.
+pub const CORDON: Duration = Duration::from_secs(5 * 60);
+
+/// The longest cordon for failures.
+pub const MAX_CORDON: Duration = Duration::from_secs(24 * 3600);
 
 /// The failures in a row on one device; the rule that reads it is in `fault`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -111,6 +182,12 @@ pub struct State {
     jobs: BTreeMap<JobId, Job>,
     /// Jobs in `Claimed`, in the order in which the planner looks at them.
     waiting: BTreeSet<Rank>,
+    /// The same jobs by line.
+    lines: BTreeMap<Line, BTreeSet<Rank>>,
+    /// Jobs in `Claiming` and `Claimed`.
+    ahead: BTreeMap<Demand, Ahead>,
+    /// Jobs that hold leases, by the name of their route.
+    running: HashMap<String, u32>,
     /// Jobs in `Retrying`, by their time.
     retrying: BTreeSet<(Moment, JobId)>,
     /// What the inbox offers, oldest first, by priority and route.
@@ -132,6 +209,14 @@ pub struct Stages {
     pub committing: u64,
 }
 
+/// The moment since which nothing of the reading is older. Where processes can't be listed, memory is all there is.
+pub(crate) fn looked_at(reading: &Reading) -> Moment {
+    match reading.processes {
+        Some(_) => reading.memory_at.min(reading.processes_at),
+        None => reading.memory_at,
+    }
+}
+
 /// The ends within this span decide how far ahead claims go.
 pub const RECENT: Duration = Duration::from_millis(100);
 
@@ -146,6 +231,9 @@ impl State {
             successes: HashMap::new(),
             jobs: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            lines: BTreeMap::new(),
+            ahead: BTreeMap::new(),
+            running: HashMap::new(),
             retrying: BTreeSet::new(),
             offers: BTreeMap::new(),
             devices: BTreeMap::new(),
@@ -167,6 +255,26 @@ impl State {
     /// Jobs that could start now, first things first.
     pub fn waiting(&self) -> impl Iterator<Item = &Job> {
         self.waiting.iter().filter_map(|rank| self.jobs.get(&rank.id))
+    }
+
+    /// The waiting jobs by line, first things first within each.
+    pub fn lines(&self) -> impl Iterator<Item = (&Line, &BTreeSet<Rank>)> {
+        self.lines.iter()
+    }
+
+    /// How many jobs of which demand are claimed ahead of their start.
+    pub fn ahead(&self) -> impl Iterator<Item = (&Demand, Ahead)> {
+        self.ahead.iter().map(|(demand, ahead)| (demand, *ahead))
+    }
+
+    /// Whether a claim is under way.
+    pub fn is_claiming(&self) -> bool {
+        self.ahead.values().any(|ahead| ahead.claiming > 0)
+    }
+
+    /// How many jobs of a route hold leases.
+    pub fn running_of(&self, route: &str) -> u32 {
+        self.running.get(route).copied().unwrap_or(0)
     }
 
     /// The moment of the next retry, for the director's timer.
@@ -219,9 +327,14 @@ impl State {
 
     /// Replaces what is recorded of a job (a new attempt, an avoided device); its stage stays.
     pub fn rewrite(&mut self, id: JobId, change: impl FnOnce(&mut JobRecord)) -> Option<Arc<JobRecord>> {
-        let job = self.jobs.get_mut(&id)?;
+        let mut job = self.jobs.remove(&id)?;
+        // What it avoids and where it stands in line may be part of the change.
+        self.index(&job, Indexing::Out);
         change(Arc::make_mut(&mut job.record));
-        Some(job.record.clone())
+        self.index(&job, Indexing::In);
+        let record = job.record.clone();
+        self.jobs.insert(id, job);
+        Some(record)
     }
 
     /// The worker's process runs.
@@ -267,18 +380,22 @@ impl State {
         for device in wanted {
             let lease = Lease { job: id, memory: job.route().gpu_memory, since: self.now, group: None };
             self.devices.entry(device.clone()).or_default().leases.held.push(lease);
-            self.last_given = Some(device.clone());
+            // The CPU pool has no neighbour to go on to.
+            if *device != DeviceId::cpu() {
+                self.last_given = Some(device.clone());
+            }
         }
     }
 
     fn index(&mut self, job: &Job, way: Indexing) {
         let count = match &job.stage {
-            Stage::Claiming => &mut self.counts.claimed,
+            Stage::Claiming => {
+                self.index_ahead(job, way, |ahead| &mut ahead.claiming);
+                &mut self.counts.claimed
+            }
             Stage::Claimed { .. } => {
-                match way {
-                    Indexing::In => self.waiting.insert(job.rank()),
-                    Indexing::Out => self.waiting.remove(&job.rank()),
-                };
+                self.index_ahead(job, way, |ahead| &mut ahead.claimed);
+                self.index_waiting(job, way);
                 &mut self.counts.claimed
             }
             Stage::Retrying { at, .. } => {
@@ -288,7 +405,10 @@ impl State {
                 };
                 &mut self.counts.retrying
             }
-            Stage::Preparing { .. } | Stage::Running { .. } | Stage::Stopping { .. } => &mut self.counts.running,
+            Stage::Preparing { .. } | Stage::Running { .. } | Stage::Stopping { .. } => {
+                self.index_running(job, way);
+                &mut self.counts.running
+            }
             Stage::Committing { .. } => &mut self.counts.committing,
             Stage::Ended { .. } | Stage::Withdrawn => return,
         };
@@ -298,11 +418,66 @@ impl State {
         }
     }
 
+    fn index_waiting(&mut self, job: &Job, way: Indexing) {
+        let (rank, line) = (job.rank(), job.line());
+        match way {
+            Indexing::In => {
+                self.waiting.insert(rank);
+                self.lines.entry(line).or_default().insert(rank);
+            }
+            Indexing::Out => {
+                self.waiting.remove(&rank);
+                if let btree_map::Entry::Occupied(mut ranks) = self.lines.entry(line) {
+                    ranks.get_mut().remove(&rank);
+                    if ranks.get().is_empty() {
+                        ranks.remove();
+                    }
+                }
+            }
+        }
+    }
+
+    fn index_ahead(&mut self, job: &Job, way: Indexing, which: impl Fn(&mut Ahead) -> &mut u64) {
+        let demand = Demand::of(job.route());
+        match way {
+            Indexing::In => *which(self.ahead.entry(demand).or_default()) += 1,
+            Indexing::Out => {
+                if let btree_map::Entry::Occupied(mut ahead) = self.ahead.entry(demand) {
+                    *which(ahead.get_mut()) -= 1;
+                    if *ahead.get() == Ahead::default() {
+                        ahead.remove();
+                    }
+                }
+            }
+        }
+    }
+
+    fn index_running(&mut self, job: &Job, way: Indexing) {
+        let name = &job.route().name;
+        match way {
+            Indexing::In => *self.running.entry(name.clone()).or_default() += 1,
+            Indexing::Out => {
+                if let hash_map::Entry::Occupied(mut count) = self.running.entry(name.clone()) {
+                    *count.get_mut() -= 1;
+                    if *count.get() == 0 {
+                        count.remove();
+                    }
+                }
+            }
+        }
+    }
+
     // Offers.
 
     pub fn offer(&mut self, candidate: Candidate) {
         let line = (Reverse(candidate.route.priority), candidate.route.name.clone());
         self.offers.entry(line).or_default().push_back(candidate);
+    }
+
+    /// Puts an offer back to where it was taken from: its claim came to nothing.
+    pub fn offer_first(&mut self, candidate: Candidate) {
+        let line = (Reverse(candidate.route.priority), candidate.route.name.clone());
+        self.offers.entry(line).or_default().push_front(candidate);
     }
 
     /// Takes an offer back, because it is being claimed, was withdrawn or refused.
@@ -345,13 +520,37 @@ impl State {
         for reading in &snapshot.devices {
             let device = self.devices.entry(reading.id.clone()).or_default();
             device.history.observe(reading, &device.leases, &self.rules);
-            if device.asked_at.is_some_and(|asked| asked <= reading.processes_at) {
+            if device.asked_at.is_some_and(|asked| asked <= looked_at(reading)) {
                 device.asked_at = None;
             }
         }
-        // A device that vanished is forgotten once nothing runs on it and nobody cordoned it.
-        let present = |id: &DeviceId| snapshot.devices.iter().any(|reading| reading.id == *id);
-        self.devices.retain(|id, device| present(id) || !device.leases.held.is_empty() || device.cordon.is_some());
+        for device in self.devices.values_mut() {
+            if device.cordon_ends().is_some_and(|end| end <= self.now) {
+                device.cordon = None;
+                device.streak = Streak::default();
+            }
+        }
+        // A device that vanished is forgotten once nothing runs on it and nobody cordoned it, and answers no question.
+        // While the backend can't answer, nothing has vanished.
+        if snapshot.trouble.is_none() {
+            let present = |id: &DeviceId| snapshot.devices.iter().any(|reading| reading.id == *id);
+            self.devices.retain(|id, device| {
+                device.asked_at = device.asked_at.filter(|_| present(id));
+                present(id) || !device.leases.held.is_empty() || device.cordon.is_some()
+            });
+        }
+    }
+
+    /// What keeps a device out at this moment; a cordon that has run its time no longer does.
+    pub fn cordon(&self, id: &DeviceId) -> Option<&Cordon> {
+        let device = self.devices.get(id)?;
+        device.cordon.as_ref().filter(|_| device.cordon_ends().is_none_or(|end| end > self.now))
+    }
+
+    /// The next moment at which time alone changes what a device may take, for the director's timer.
+    pub fn next_change(&self, snapshot: &Snapshot) -> Option<Moment> {
+        let present = snapshot.devices.iter().filter_map(|reading| self.devices.get(&reading.id));
+        present.filter_map(Device::cordon_ends).filter(|end| *end > self.now).min()
     }
 
     /// How many slots a device has.
@@ -366,7 +565,7 @@ impl State {
     pub fn verdict(&self, reading: &Reading, snapshot: &Snapshot) -> Verdict {
         static NONE: std::sync::LazyLock<Device> = std::sync::LazyLock::new(Device::default);
         let device = self.devices.get(&reading.id).unwrap_or(&NONE);
-        let cordon = device.cordon.as_ref();
+        let cordon = self.cordon(&reading.id);
         devices::verdict(reading, &device.history, &device.leases, cordon, snapshot, &self.rules, self.now)
     }
 

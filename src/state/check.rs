@@ -1,0 +1,44 @@
+//! The invariants of the state, for tests: everything that is kept as an index is made again from the stages.
+
+use std::collections::BTreeSet;
+
+use super::{Indexing, State};
+use crate::devices::DeviceId;
+use crate::item::Stage;
+
+impl State {
+    /// Every invariant, checked from the stages up; the first that doesn't hold. For tests.
+    pub fn check(&self) -> Result<(), String> {
+        let agree = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
+        let mut rebuilt = State::new(self.rules.clone());
+        for (id, job) in &self.jobs {
+            agree(*id == job.record.id, "a job lies under its own id")?;
+            agree(!matches!(job.stage, Stage::Ended { .. } | Stage::Withdrawn), "an ended job is forgotten")?;
+            rebuilt.index(job, Indexing::In);
+            let on = job.stage.leased();
+            agree(on.iter().collect::<BTreeSet<_>>().len() == on.len(), "a job's devices are different ones")?;
+            for device in on {
+                let held = self.devices.get(device).map_or(&[][..], |device| &device.leases.held);
+                let leases = held.iter().filter(|lease| lease.job == *id).count();
+                agree(leases == 1, &format!("job {id} has {leases} leases on {device}"))?;
+            }
+            agree(!on.is_empty() || (job.pid.is_none() && job.progress.is_none()), "only a leased job has a process")?;
+        }
+        agree(rebuilt.waiting == self.waiting, "the waiting jobs are those in `Claimed`")?;
+        agree(rebuilt.lines == self.lines, "the lines hold the waiting jobs")?;
+        agree(rebuilt.ahead == self.ahead, "the jobs ahead are those in `Claiming` and `Claimed`")?;
+        agree(rebuilt.running == self.running, "the running jobs are those with leases")?;
+        agree(rebuilt.retrying == self.retrying, "the retrying jobs are those in `Retrying`")?;
+        agree(rebuilt.counts == self.counts, "the counts are those of the stages")?;
+        for (id, device) in &self.devices {
+            let held = &device.leases.held;
+            let most = if *id == DeviceId::cpu() { self.rules.cpu_slots.unwrap_or(1) } else { self.rules.slots };
+            agree(held.len() <= most as usize, &format!("{id} has {} leases for {most} slots", held.len()))?;
+            for lease in held {
+                let leased = self.jobs.get(&lease.job).is_some_and(|job| job.stage.leased().contains(id));
+                agree(leased, &format!("the lease of {} on {id} is a job's", lease.job))?;
+            }
+        }
+        Ok(())
+    }
+}

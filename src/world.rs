@@ -1,0 +1,2 @@
+//! world
+pub(crate) mod fixtures;
