@@ -1,7 +1,19 @@
-//! The configuration, checked: what the rest of the program reads. Text becomes a [`Config`] in [`parse`], which answers
-//! what is wrong with the line, what was found and what is expected.
+//! The configuration, checked: what the rest of the program reads. Text becomes a [`Config`] in `parse`, which answers
+//! what is wrong with the line, what was found and what is expected; `watch` reads it again when it changes.
 
+mod command;
+mod error;
 mod parse;
+mod place;
+mod route;
+mod schema;
+pub mod template;
+mod text;
+mod warning;
+pub mod watch;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,10 +22,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use parse::{ConfigError, Warning};
+pub use error::ConfigError;
+pub use parse::{Overrides, Source};
+pub use warning::Warning;
 
 use crate::item::ItemKind;
 use crate::units::Bytes;
+
+/// The configuration for people, every key with its default and what it means; `gamdok init` writes it.
+pub const ANNOTATED: &str = include_str!("../../config/gamdok.toml");
 
 /// Everything a director needs to know, checked and resolved. Compare two to know what a reload changes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -42,6 +59,12 @@ pub struct Inbox {
     pub poll_interval: Duration,
 }
 
+impl Default for Inbox {
+    fn default() -> Inbox {
+        Inbox { settle: None, ignore: Vec::new(), watch: Watch::Auto, poll_interval: Duration::from_secs(5) }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Watch {
@@ -66,6 +89,23 @@ pub struct Devices {
     pub affinity: bool,
     pub idle: Idle,
     pub sim: Sim,
+}
+
+impl Default for Devices {
+    fn default() -> Devices {
+        Devices {
+            backend: Backend::Auto,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            slots: 1,
+            cpu_slots: None,
+            policy: Policy::LeastConnections,
+            visible: Visible::Uuid,
+            affinity: true,
+            idle: Idle::default(),
+            sim: Sim::default(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -109,10 +149,27 @@ pub struct Idle {
     pub ignore_processes: Vec<String>,
 }
 
+impl Default for Idle {
+    fn default() -> Idle {
+        Idle {
+            max_memory_used: Bytes(600 << 20),
+            max_utilization: 15,
+            settle: Duration::from_secs(1),
+            ignore_processes: vec!["Xorg".to_owned(), "gnome-shell".to_owned()],
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sim {
     pub gpus: u32,
     pub memory: Bytes,
+}
+
+impl Default for Sim {
+    fn default() -> Sim {
+        Sim { gpus: 4, memory: Bytes(80 << 30) }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -124,7 +181,13 @@ pub struct History {
     pub max_log: Bytes,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+impl Default for History {
+    fn default() -> History {
+        History { keep_done: None, keep_failed: None, max_log: Bytes(100 << 20) }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Api {
     /// None: the Unix socket only.
     pub listen: Option<SocketAddr>,
@@ -173,6 +236,34 @@ pub struct Route {
 
 impl Route {
     pub const MAX_BACKOFF: Duration = Duration::from_secs(600);
+
+    /// A route that takes every item of the inbox itself, all else by default.
+    pub fn new(name: impl Into<String>, command: Vec<String>, dir: impl Into<PathBuf>) -> Route {
+        Route {
+            name: name.into(),
+            folder: String::new(),
+            patterns: Vec::new(),
+            kind: RouteKind::File,
+            command,
+            mode: Mode::Oneshot,
+            env: BTreeMap::new(),
+            cwd: None,
+            dir: dir.into(),
+            gpus: 1,
+            gpu_memory: None,
+            cpu_fallback: true,
+            visible: None,
+            priority: 0,
+            max_running: None,
+            timeout: None,
+            kill_grace: Duration::from_secs(10),
+            retries: 2,
+            backoff: Duration::from_secs(5),
+            outputs: Vec::new(),
+            ready: Ready::default(),
+            publish: None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
