@@ -7,6 +7,7 @@ mod parse;
 mod place;
 mod route;
 mod schema;
+mod stored;
 pub mod template;
 mod text;
 mod warning;
@@ -36,10 +37,13 @@ pub const ANNOTATED: &str = include_str!("../../config/gamdok.toml");
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
     /// Where it was read from; none for the built-in defaults.
+    #[serde(default, with = "stored::optional_path")]
     pub file: Option<PathBuf>,
     /// The folder that `cwd` defaults to and relative paths start from: the file's.
+    #[serde(with = "stored::path")]
     pub dir: PathBuf,
     /// Absolute.
+    #[serde(with = "stored::path")]
     pub root: PathBuf,
     pub inbox: Inbox,
     pub devices: Devices,
@@ -52,10 +56,12 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Inbox {
     /// None: by file system (2 s; 15 s on network file systems; 30 s for directories made in place).
+    #[serde(default, with = "stored::optional_duration")]
     pub settle: Option<Duration>,
     /// Added to the built-in temporary-name patterns.
     pub ignore: Vec<String>,
     pub watch: Watch,
+    #[serde(with = "stored::duration")]
     pub poll_interval: Duration,
 }
 
@@ -145,6 +151,7 @@ pub struct Idle {
     /// Percent.
     pub max_utilization: u32,
     /// The least time between the two clean sweeps that a device used by others needs.
+    #[serde(with = "stored::duration")]
     pub settle: Duration,
     pub ignore_processes: Vec<String>,
 }
@@ -175,7 +182,9 @@ impl Default for Sim {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct History {
     /// None: forever.
+    #[serde(default, with = "stored::optional_duration")]
     pub keep_done: Option<Duration>,
+    #[serde(default, with = "stored::optional_duration")]
     pub keep_failed: Option<Duration>,
     /// Per attempt.
     pub max_log: Bytes,
@@ -191,6 +200,7 @@ impl Default for History {
 pub struct Api {
     /// None: the Unix socket only.
     pub listen: Option<SocketAddr>,
+    #[serde(default, with = "stored::optional_path")]
     pub token_file: Option<PathBuf>,
 }
 
@@ -211,6 +221,7 @@ pub struct Route {
     /// Absolute, or with placeholders; none: the configuration's directory.
     pub cwd: Option<String>,
     /// The directory of the configuration it came from: the default `cwd`.
+    #[serde(with = "stored::path")]
     pub dir: PathBuf,
     /// 0 = CPU slots.
     pub gpus: u32,
@@ -221,16 +232,20 @@ pub struct Route {
     pub priority: i32,
     /// None: no limit.
     pub max_running: Option<u32>,
+    #[serde(default, with = "stored::optional_duration")]
     pub timeout: Option<Duration>,
+    #[serde(with = "stored::duration")]
     pub kill_grace: Duration,
     /// Counted attempts after the first.
     pub retries: u32,
     /// Before the second attempt; doubles up to [`Route::MAX_BACKOFF`].
+    #[serde(with = "stored::duration")]
     pub backoff: Duration,
     /// Patterns that must exist in `out/`.
     pub outputs: Vec<String>,
     pub ready: Ready,
     /// Absolute.
+    #[serde(default, with = "stored::optional_path")]
     pub publish: Option<PathBuf>,
 }
 
@@ -295,6 +310,7 @@ pub enum Mode {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ready {
     /// Replaces all three defaults.
+    #[serde(default, with = "stored::optional_duration")]
     pub settle: Option<Duration>,
     /// A suffix: `<name><marker>` must exist (inside a directory item: a file of exactly this name also counts).
     pub marker: Option<String>,

@@ -127,7 +127,7 @@ fn absolute(path: &Path) -> Result<PathBuf, ConfigError> {
 fn unreadable(file: &Path, error: &io::Error) -> ConfigError {
     let help = match error.kind() {
         io::ErrorKind::NotFound => {
-            "`gamdok init` writes an annotated one; another is named with `--config FILE`, another root with `--root DIR`"
+            "`gamdok init` writes an annotated one; `--config FILE` names another, `--root DIR` another root"
         }
         io::ErrorKind::PermissionDenied => "let the user that gamdok runs as read it",
         io::ErrorKind::IsADirectory => "name the file, not its folder",

@@ -1,5 +1,5 @@
-//! Paths as the configuration writes them, made absolute. A `..` is followed through symbolic links as the kernel would;
-//! all else stays as people wrote it.
+//! Paths as the configuration writes them, made absolute. A `..` is followed through symbolic links as the kernel
+//! would; all else stays as people wrote it.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -8,6 +8,7 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 use super::parse::{VISIBLE, optional_path, value};
+use super::template::Placeholder;
 use super::text::{Fault, Table};
 use super::{Mode, Ready, Route, RouteKind, place, template};
 use crate::item::escape;
@@ -308,6 +309,16 @@ fn ready(table: &Table<'_>) -> Ready {
     if let Some(program) = validator.first().filter(|program| program.get_ref().is_empty()) {
         let fault = Fault::new("the program's name is empty");
         table.refuse("validator", program, "a list of a program and its arguments", fault);
+    }
+    for argument in &validator {
+        placeholders(table, "validator", argument);
+        let early = [Placeholder::Item, Placeholder::Name];
+        if let Some(late) = template::placeholders(argument.get_ref()).find(|placeholder| !early.contains(placeholder))
+        {
+            let fault = Fault::new(format!("`{{{}}}` isn't known before the item is taken", late.as_str()));
+            let must = "arguments with no placeholder but `{item}` and `{name}`";
+            table.refuse("validator", argument, must, fault);
+        }
     }
     Ready {
         settle: table.duration("settle", Duration::ZERO..=Duration::MAX).map(Spanned::into_inner),

@@ -1,6 +1,6 @@
-//! Placeholders in `command`, `env` and `cwd`: `{item}` and its like, `{{` and `}}` for the braces themselves. One
-//! parser serves the check of the configuration and the filling before a start, so that what passed the one can't fail
-//! the other.
+//! Placeholders in `command`, `env`, `cwd` and `validator`: `{item}` and its like, `{{` and `}}` for the braces
+//! themselves. One parser serves the check of the configuration and the filling before a start, so that what passed the
+//! one can't fail the other.
 
 use std::ffi::{OsStr, OsString};
 
@@ -165,12 +165,12 @@ pub(super) fn literal(text: &str) -> String {
 }
 
 /// Puts values in for the placeholders. Values are raw bytes and aren't looked into: an item called `{id}` stays that.
-pub fn fill<'v>(text: &str, value: impl Fn(Placeholder) -> &'v OsStr) -> OsString {
+pub fn fill<V: AsRef<OsStr>>(text: &str, value: impl Fn(Placeholder) -> V) -> OsString {
     let mut filled = OsString::with_capacity(text.len());
     for part in parts(text) {
         match part {
             Ok(Part::Text(plain)) => filled.push(plain),
-            Ok(Part::Value(placeholder)) => filled.push(value(placeholder)),
+            Ok(Part::Value(placeholder)) => filled.push(value(placeholder).as_ref()),
             // Checked templates have none; what an older job.json may carry is passed on as it stands.
             Err(mistake) => {
                 filled.push(&text[mistake.offset..]);

@@ -105,6 +105,7 @@ const BAD: &[&str] = &[
     "+kind = \"folder\"",
     "+cwd = \"work/{room}\"",
     "+ready = { marker = \"\", validator = [\"\"] }",
+    "+ready = { validator = [\"check\", \"{out}\"] }",
     // What comes later.
     "+mode = \"resident\"",
     "+batch = { max_items = 8, max_wait = \"1s\" }",
@@ -234,6 +235,7 @@ fn what_is_valid_and_unlikely_is_warned_of() {
     check("[[route]]\nname='a'\ncommand=['{item}']", &[]);
     check("[[route]]\nname='a'\ncommand=['true']\ncwd='/no/such'", &["there is no folder `/no/such`"]);
     check("[[route]]\nname='a'\ncommand=['true']\nenv={PATH='/no/such'}", &["there is no program `true` in PATH"]);
+    check("[[route]]\nname='a'\ncommand=['true']\nready={validator=['true']}", &["add \"{item}\""]);
     check("[history]\nkeep_done='7d'", &["`keep_done = \"7days\"`"]);
     check("[inbox]\nsettle='0s'", &["`settle` in [inbox] is zero"]);
     check("[devices]\nuse='sim'", &["made up"]);
@@ -308,4 +310,25 @@ fn the_quick_start_is_valid_and_its_script_lies_where_it_says() {
     assert!(Path::new(&cwd).join(&route.command[1]).is_file());
     let ignored = std::fs::read_to_string(clone.join(".gitignore")).expect(".gitignore");
     assert!(ignored.lines().any(|line| line == "/quickstart"), "what the quick start makes is no part of the source");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    /// Whatever an editor, a crash or a joke leaves in the file, the answer is a configuration or an error that can be
+    /// shown.
+    #[test]
+    fn no_text_is_too_odd_for_an_answer(
+        at in 0..ANNOTATED.len(),
+        cut in 0..40usize,
+        odd in "([\\[\\]{}\"'=.,#\\\\ \\n\\r\\ta-z0-9-]|é|\u{202e}|\u{0}|\u{1b}|🦀|\\[\\[route\\]\\]|\"2 µs\"){0,12}",
+    ) {
+        let start = (0..=at).rev().find(|at| ANNOTATED.is_char_boundary(*at)).unwrap_or(0);
+        let end = (start + cut..=ANNOTATED.len()).find(|at| ANNOTATED.is_char_boundary(*at)).unwrap_or(ANNOTATED.len());
+        let text = format!("{}{odd}{}", &ANNOTATED[..start], &ANNOTATED[end..]);
+        if let Err(error) = parse(&text) {
+            let shown = format!("{}{}", error.summary(), render(&error));
+            proptest::prop_assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{:?}", shown);
+        }
+    }
 }

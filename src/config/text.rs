@@ -424,7 +424,9 @@ fn duration(value: &DeValue<'_>, range: &RangeInclusive<Duration>) -> Result<Dur
                 .within(start..end)
                 .help(DURATION_HELP)
         }
-        Wrong::InvalidCharacter(at) | Wrong::NumberExpected(at) if text[at..].starts_with('-') => {
+        Wrong::InvalidCharacter(at) | Wrong::NumberExpected(at)
+            if text.get(at..).is_some_and(|rest| rest.starts_with('-')) =>
+        {
             Fault::new("found a negative duration").help(DURATION_HELP)
         }
         Wrong::NumberOverflow => Fault::new("the number is too large, or too exact"),

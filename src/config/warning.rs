@@ -21,7 +21,9 @@ impl Config {
         for (folder, keep) in pruned {
             if let Some(keep) = keep {
                 let keep = humantime::format_duration(keep);
-                warnings.push(format!("`keep_{folder} = \"{keep}\"`: what lies in {folder}/ for longer is deleted, payload and outputs included"));
+                warnings.push(format!(
+                    "`keep_{folder} = \"{keep}\"`: what lies in {folder}/ longer is deleted, payload included"
+                ));
             }
         }
         if self.inbox.settle.is_some_and(|settle| settle.is_zero()) {
@@ -48,6 +50,10 @@ impl Config {
             }
             if route.ready.settle.is_some_and(|settle| settle.is_zero()) {
                 warn(unsettled("`ready.settle`"));
+            }
+            let validator = &route.ready.validator;
+            if !validator.is_empty() && validator.iter().all(|argument| template::is_constant(argument)) {
+                warn("`ready.validator` isn't told which item: add \"{item}\"".to_owned());
             }
             self.devices_for(route).into_iter().for_each(&mut warn);
             programs(route).into_iter().for_each(&mut warn);

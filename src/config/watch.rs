@@ -60,7 +60,19 @@ fn start_at(source: Source, current: &Config, pace: Pace) -> std::io::Result<Wat
     let (stop, stopped) = bounded(0);
     let (hint, hints) = bounded(1);
     let current = current.clone();
-    let follower = Follower { source, current, told: None, stamp: None, watch: None, hint, hints, stopped, news, pace };
+    let follower = Follower {
+        source,
+        current,
+        told: None,
+        stamp: None,
+        watch: None,
+        blind: false,
+        hint,
+        hints,
+        stopped,
+        news,
+        pace,
+    };
     std::thread::Builder::new().name("config".to_owned()).spawn(|| follower.run())?;
     Ok(Watcher { changes, _stop: stop })
 }
@@ -73,6 +85,8 @@ struct Follower {
     told: Option<String>,
     stamp: Option<Stamp>,
     watch: Option<Watch>,
+    /// The watch failed, and that was told.
+    blind: bool,
     hint: Sender<()>,
     hints: Receiver<()>,
     stopped: Receiver<()>,
@@ -158,15 +172,15 @@ impl Follower {
         if self.watch.as_ref().is_some_and(|watch| watch.folders == folders) {
             return;
         }
-        let had_watch = self.watch.is_some() || self.stamp.is_none();
         self.watch = None;
         match Watch::on(folders, self.source.file.file_name().unwrap_or(OsStr::new("")), self.hint.clone()) {
-            Ok(watch) => self.watch = Some(watch),
-            Err(error) if had_watch => {
+            Ok(watch) => (self.watch, self.blind) = (Some(watch), false),
+            Err(_) if self.blind => {}
+            Err(error) => {
+                self.blind = true;
                 let every = humantime::format_duration(self.pace.poll);
                 tracing::warn!(%error, "cannot watch the configuration for changes; looking every {every} instead");
             }
-            Err(_) => {}
         }
     }
 }
@@ -196,8 +210,8 @@ impl Stamp {
 /// A folder and which one it was: its device and inode.
 type Folder = (PathBuf, Option<(u64, u64)>);
 
-/// The folder of the file's name and, behind symbolic links, that of its content. Editors replace files by rename, which
-/// only the folder sees; mounted configuration maps swap a link beside the file.
+/// The folder of the file's name and, behind symbolic links, that of its content. Editors replace files by rename,
+/// which only the folder sees; mounted configuration maps swap a link beside the file.
 fn folders(file: &Path) -> Vec<Folder> {
     let identity = |meta: Metadata| (meta.dev(), meta.ino());
     let mut folders: Vec<Folder> = Vec::new();
@@ -227,8 +241,10 @@ impl Watch {
         };
         // Runs on notify's thread: it only leaves a hint, and a hint that is already there is enough.
         let handler = move |event: notify::Result<notify::Event>| {
-            let idle = matches!(&event, Ok(event) if !event.need_rescan() && !event.paths.is_empty() && !event.paths.iter().any(&matters));
-            if !idle {
+            let about_others = |event: &notify::Event| {
+                !event.need_rescan() && !event.paths.is_empty() && !event.paths.iter().any(&matters)
+            };
+            if !event.is_ok_and(|event| about_others(&event)) {
                 let _ = hint.try_send(());
             }
         };
