@@ -67,6 +67,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt as _;
 
     use super::*;
+    use crate::config::{Overrides, Source};
 
     fn with(argv: &[&str]) -> Result<Config, ConfigError> {
         let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
@@ -108,5 +109,23 @@ mod tests {
         let argv = [OsString::from("x"), OsString::from_vec(b"a\xff".to_vec())];
         let error = Config::builtin(Path::new("/"), Path::new("/")).with_command(&argv, Path::new("/"));
         assert_eq!(error.expect_err("refused").summary(), "argument 2 of the command isn't UTF-8: `a\\xff`");
+    }
+
+    #[test]
+    fn a_source_with_a_command_needs_no_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("gamdok.toml");
+        let command = Some((vec![OsString::from("true")], folder.path().to_owned()));
+        let source = Source { file: file.clone(), may_be_absent: true, overrides: Overrides::default(), command };
+        let (config, warnings) = source.load().expect("the defaults");
+        assert_eq!((config.file, config.routes.len(), warnings), (None, 1, Vec::new()));
+        assert_eq!(config.root, folder.path());
+        assert!(Source { may_be_absent: false, ..source.clone() }.load().is_err());
+
+        // The file's other settings hold, its routes don't.
+        std::fs::write(&file, "devices.slots = 2\n[[route]]\nname = 'a'\ncommand = ['true']").expect("written");
+        let (config, _) = source.load().expect("valid");
+        let names: Vec<&str> = config.routes.iter().map(|route| route.name.as_str()).collect();
+        assert_eq!((config.devices.slots, names), (2, vec!["command"]));
     }
 }

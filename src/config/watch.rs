@@ -1,6 +1,6 @@
 //! Reads the configuration again when it changes. Events are hints: what counts is whether the checked configuration
 //! differs from the one before, so a comment or a touched file is no news. Invariants: an error changes nothing and is
-//! told once; a file that vanishes is an error, never the defaults.
+//! told once; a file that vanishes or is emptied is an error, never the defaults.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 use notify::event::EventKindMask;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 
+use super::error::shown;
 use super::{Config, ConfigError, Source, Warning};
 
 /// Follows one configuration; dropping it ends its thread.
@@ -113,8 +114,7 @@ impl Follower {
     }
 
     fn look(&mut self) -> Result<(), Closed> {
-        let may_be_absent = self.source.may_be_absent && self.current.file.is_none();
-        let loaded = Source { may_be_absent, ..self.source.clone() }.load();
+        let Some(loaded) = self.read() else { return Ok(()) };
         match &loaded {
             Ok((config, _)) if self.told.is_none() && *config == self.current => return Ok(()),
             Ok((config, _)) => {
@@ -134,6 +134,21 @@ impl Follower {
             send(self.news, loaded) -> sent => sent.map_err(|_| Closed),
             recv(self.stopped) -> _ => Err(Closed),
         }
+    }
+
+    /// What the file says now; nothing when it is none that can be read twice, such as a pipe.
+    fn read(&self) -> Option<Result<(Config, Vec<Warning>), ConfigError>> {
+        match std::fs::metadata(&self.source.file) {
+            Ok(meta) if !meta.is_file() && !meta.is_dir() => return None,
+            // Valid as such, and yet more likely a full disk's doing or a save half done than a wish for no routes.
+            Ok(meta) if meta.len() == 0 && !self.current.routes.is_empty() && self.source.command.is_none() => {
+                let message = format!("the configuration `{}` is empty now", shown(&self.source.file));
+                return Some(Err(ConfigError::plain(message, "a full disk or an unfinished save may have emptied it")));
+            }
+            _ => {}
+        }
+        let may_be_absent = self.source.may_be_absent && self.current.file.is_none();
+        Some(Source { may_be_absent, ..self.source.clone() }.load())
     }
 
     /// Returns when the file may have changed.
@@ -415,6 +430,30 @@ mod tests {
         fs::write(&file, SECOND).expect("a text");
         let watcher = start(source(&file, false), &current).expect("a thread");
         let followed = Followed { folder, file, watcher };
+        followed.tells("2");
+    }
+
+    #[test]
+    fn an_emptied_file_is_an_error_and_a_pipe_is_never_read_again() {
+        let routed = format!("{FIRST}[[route]]\nname = 'a'\ncommand = ['true']\n");
+        let with_route = |folder: &Path| {
+            fs::write(folder.join("gamdok.toml"), &routed).expect("a text");
+            folder.join("gamdok.toml")
+        };
+        let followed = follow(with_route, true);
+        fs::write(&followed.file, "").expect("emptied");
+        let told = followed.watcher.changes.recv_timeout(Duration::from_secs(60)).expect("news");
+        assert!(told.expect_err("a mistake").message.ends_with("is empty now"));
+        followed.replace(SECOND);
+        followed.tells("2");
+
+        // Reading a pipe that no one writes to would hang the thread; what replaces it is read.
+        let followed = follow(plain, true);
+        let pipe = followed.folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+        assert!(made.success());
+        fs::rename(&pipe, &followed.file).expect("a rename");
+        followed.replace(SECOND);
         followed.tells("2");
     }
 
