@@ -1,7 +1,20 @@
-//! The configuration, checked: what the rest of the program reads. Text becomes a [`Config`] in [`parse`], which answers
-//! what is wrong with the line, what was found and what is expected.
+//! The configuration, checked: what the rest of the program reads. Text becomes a [`Config`] in `parse`, which answers
+//! what is wrong with the line, what was found and what is expected; `watch` reads it again when it changes.
 
+mod command;
+mod error;
 mod parse;
+mod place;
+mod route;
+mod schema;
+mod stored;
+pub mod template;
+mod text;
+mod warning;
+pub mod watch;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,19 +23,27 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use parse::{ConfigError, Warning};
+pub use error::ConfigError;
+pub use parse::{Overrides, Source};
+pub use warning::Warning;
 
 use crate::item::ItemKind;
 use crate::units::Bytes;
+
+/// The configuration for people, every key with its default and what it means; `gamdok init` writes it.
+pub const ANNOTATED: &str = include_str!("../../config/gamdok.toml");
 
 /// Everything a director needs to know, checked and resolved. Compare two to know what a reload changes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
     /// Where it was read from; none for the built-in defaults.
+    #[serde(default, with = "stored::optional_path")]
     pub file: Option<PathBuf>,
     /// The folder that `cwd` defaults to and relative paths start from: the file's.
+    #[serde(with = "stored::path")]
     pub dir: PathBuf,
     /// Absolute.
+    #[serde(with = "stored::path")]
     pub root: PathBuf,
     pub inbox: Inbox,
     pub devices: Devices,
@@ -35,11 +56,19 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Inbox {
     /// None: by file system (2 s; 15 s on network file systems; 30 s for directories made in place).
+    #[serde(default, with = "stored::optional_duration")]
     pub settle: Option<Duration>,
     /// Added to the built-in temporary-name patterns.
     pub ignore: Vec<String>,
     pub watch: Watch,
+    #[serde(with = "stored::duration")]
     pub poll_interval: Duration,
+}
+
+impl Default for Inbox {
+    fn default() -> Inbox {
+        Inbox { settle: None, ignore: Vec::new(), watch: Watch::Auto, poll_interval: Duration::from_secs(5) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,6 +95,23 @@ pub struct Devices {
     pub affinity: bool,
     pub idle: Idle,
     pub sim: Sim,
+}
+
+impl Default for Devices {
+    fn default() -> Devices {
+        Devices {
+            backend: Backend::Auto,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            slots: 1,
+            cpu_slots: None,
+            policy: Policy::LeastConnections,
+            visible: Visible::Uuid,
+            affinity: true,
+            idle: Idle::default(),
+            sim: Sim::default(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -105,8 +151,20 @@ pub struct Idle {
     /// Percent.
     pub max_utilization: u32,
     /// The least time between the two clean sweeps that a device used by others needs.
+    #[serde(with = "stored::duration")]
     pub settle: Duration,
     pub ignore_processes: Vec<String>,
+}
+
+impl Default for Idle {
+    fn default() -> Idle {
+        Idle {
+            max_memory_used: Bytes(600 << 20),
+            max_utilization: 15,
+            settle: Duration::from_secs(1),
+            ignore_processes: vec!["Xorg".to_owned(), "gnome-shell".to_owned()],
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -115,19 +173,34 @@ pub struct Sim {
     pub memory: Bytes,
 }
 
+impl Default for Sim {
+    fn default() -> Sim {
+        Sim { gpus: 4, memory: Bytes(80 << 30) }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct History {
     /// None: forever.
+    #[serde(default, with = "stored::optional_duration")]
     pub keep_done: Option<Duration>,
+    #[serde(default, with = "stored::optional_duration")]
     pub keep_failed: Option<Duration>,
     /// Per attempt.
     pub max_log: Bytes,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+impl Default for History {
+    fn default() -> History {
+        History { keep_done: None, keep_failed: None, max_log: Bytes(100 << 20) }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Api {
     /// None: the Unix socket only.
     pub listen: Option<SocketAddr>,
+    #[serde(default, with = "stored::optional_path")]
     pub token_file: Option<PathBuf>,
 }
 
@@ -148,6 +221,7 @@ pub struct Route {
     /// Absolute, or with placeholders; none: the configuration's directory.
     pub cwd: Option<String>,
     /// The directory of the configuration it came from: the default `cwd`.
+    #[serde(with = "stored::path")]
     pub dir: PathBuf,
     /// 0 = CPU slots.
     pub gpus: u32,
@@ -158,21 +232,53 @@ pub struct Route {
     pub priority: i32,
     /// None: no limit.
     pub max_running: Option<u32>,
+    #[serde(default, with = "stored::optional_duration")]
     pub timeout: Option<Duration>,
+    #[serde(with = "stored::duration")]
     pub kill_grace: Duration,
     /// Counted attempts after the first.
     pub retries: u32,
     /// Before the second attempt; doubles up to [`Route::MAX_BACKOFF`].
+    #[serde(with = "stored::duration")]
     pub backoff: Duration,
     /// Patterns that must exist in `out/`.
     pub outputs: Vec<String>,
     pub ready: Ready,
     /// Absolute.
+    #[serde(default, with = "stored::optional_path")]
     pub publish: Option<PathBuf>,
 }
 
 impl Route {
     pub const MAX_BACKOFF: Duration = Duration::from_secs(600);
+
+    /// A route that takes every item of the inbox itself, all else by default.
+    pub fn new(name: impl Into<String>, command: Vec<String>, dir: impl Into<PathBuf>) -> Route {
+        Route {
+            name: name.into(),
+            folder: String::new(),
+            patterns: Vec::new(),
+            kind: RouteKind::File,
+            command,
+            mode: Mode::Oneshot,
+            env: BTreeMap::new(),
+            cwd: None,
+            dir: dir.into(),
+            gpus: 1,
+            gpu_memory: None,
+            cpu_fallback: true,
+            visible: None,
+            priority: 0,
+            max_running: None,
+            timeout: None,
+            kill_grace: Duration::from_secs(10),
+            retries: 2,
+            backoff: Duration::from_secs(5),
+            outputs: Vec::new(),
+            ready: Ready::default(),
+            publish: None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,6 +310,7 @@ pub enum Mode {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ready {
     /// Replaces all three defaults.
+    #[serde(default, with = "stored::optional_duration")]
     pub settle: Option<Duration>,
     /// A suffix: `<name><marker>` must exist (inside a directory item: a file of exactly this name also counts).
     pub marker: Option<String>,

@@ -1,0 +1,354 @@
+//! `[[route]]` tables -> [`Route`]s, and what can't be true of them, alone or beside each other.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::parse::{VISIBLE, optional_path, value};
+use super::template::Placeholder;
+use super::text::{Fault, Table};
+use super::{Mode, Ready, Route, RouteKind, place, template};
+use crate::item::escape;
+use crate::units::Bytes;
+
+/// Variables that each attempt gets from its lease; a route can't have its own idea of them.
+const RESERVED: &[&str] = &["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"];
+
+/// All routes of the document, in its order.
+pub(super) fn all(top: &Table<'_>, dir: &Path, root: &Path) -> Vec<Route> {
+    let tables = top.tables("route", called);
+    let mut names: Vec<Spanned<String>> = Vec::new();
+    let mut routes = Vec::new();
+    for table in &tables {
+        let name = name(table);
+        if let Some(name) = &name {
+            match names.iter().find(|other| other.get_ref() == name.get_ref()) {
+                Some(twin) => {
+                    let message = format!("two routes are called `{}`", escape(name.get_ref().as_bytes()));
+                    let fault = Fault::new("and again here").help("give each route its own name: jobs are told by it");
+                    table.contradiction(name.span(), (twin.span(), "first here"), message, fault);
+                }
+                None => names.push(name.clone()),
+            }
+        }
+        routes.push(route(table, value(name, String::new()), dir, root));
+    }
+    routes
+}
+
+/// A route as messages call it: by its name, else by its place in the file.
+fn called(place: usize, entries: &DeTable<'_>) -> String {
+    match entries.get("name").and_then(|name| name.get_ref().as_str()) {
+        Some(name) if !name.is_empty() => format!("route `{}`", escape(name.as_bytes())),
+        _ => format!("route {}", place + 1),
+    }
+}
+
+/// The header line of a route, where what is absent would stand.
+fn missing(table: &Table<'_>, key: &str, help: &str) {
+    let message = format!("{} is missing", table.called(key));
+    table.problem(table.span.clone(), message, Fault::new(format!("this route has no `{key}`")).help(help));
+}
+
+fn name(table: &Table<'_>) -> Option<Spanned<String>> {
+    if !table.has("name") {
+        missing(table, "name", "write `name = \"…\"`: lists, logs and results tell jobs by it");
+    }
+    let name = table.text("name")?;
+    let text = name.get_ref();
+    let wrong = match text.as_str() {
+        "" => "found nothing",
+        text if text.trim() != text => "it starts or ends with a space",
+        text if escape(text.as_bytes()) != text => "found a character that can't be shown",
+        text if text.contains('/') => "found a `/`",
+        text if text.len() > 64 => "found more than 64 bytes",
+        _ => return Some(name),
+    };
+    table.refuse("name", &name, "a short name of printable characters", Fault::new(wrong));
+    None
+}
+
+fn route(table: &Table<'_>, name: String, dir: &Path, root: &Path) -> Route {
+    let default = Route::new(name, Vec::new(), dir);
+    refuse_later(table);
+    let gpus = table.integer("gpus", 0..=256);
+    let gpu_memory = table.size("gpu_memory", Bytes(1));
+    let count = gpus.as_ref().map_or(default.gpus, |gpus| *gpus.get_ref());
+    if let (0, Some(memory), Some(gpus)) = (count, &gpu_memory, &gpus) {
+        let fault = Fault::new("memory of no GPU").help("leave `gpu_memory` out, or write `gpus = 1`");
+        let message = format!("{} contradicts `gpus = 0`", table.called("gpu_memory"));
+        table.contradiction(memory.span(), (gpus.span(), "runs on CPU slots"), message, fault);
+    }
+    let max_running = table.integer("max_running", 0..=1_000_000u32);
+    let positive = Duration::from_millis(1)..=Duration::MAX;
+    let any = Duration::ZERO..=Duration::MAX;
+    let kinds = &[("file", RouteKind::File), ("directory", RouteKind::Directory), ("any", RouteKind::Any)];
+    let backoff = table.duration("backoff", Duration::ZERO..=Route::MAX_BACKOFF);
+    Route {
+        folder: folder(table),
+        patterns: patterns(table, "match", name_pattern),
+        kind: value(table.choice("kind", kinds), default.kind),
+        command: command(table),
+        env: env(table),
+        cwd: cwd(table, dir),
+        gpus: count,
+        gpu_memory: gpu_memory.map(Spanned::into_inner),
+        cpu_fallback: value(table.boolean("cpu_fallback"), default.cpu_fallback),
+        visible: table.choice("visible", VISIBLE).map(Spanned::into_inner),
+        priority: value(table.integer("priority", -1_000_000..=1_000_000), default.priority),
+        max_running: max_running.map(Spanned::into_inner).filter(|limit| *limit > 0),
+        timeout: table.duration("timeout", positive).map(Spanned::into_inner),
+        kill_grace: value(table.duration("kill_grace", any), default.kill_grace),
+        retries: value(table.integer("retries", 0..=100), default.retries),
+        backoff: value(backoff, default.backoff),
+        outputs: patterns(table, "outputs", output_pattern),
+        ready: table.table("ready").map_or_else(Ready::default, |table| ready(&table)),
+        publish: publish(table, dir, root),
+        ..default
+    }
+}
+
+/// Keys that belong to later work: their defaults say what happens today, anything else would be ignored.
+fn refuse_later(table: &Table<'_>) {
+    let later = |at, what: String, help: &str| {
+        table.problem(at, format!("{what} is not available yet"), Fault::new("comes with a later version").help(help));
+    };
+    if let Some(mode) = table.choice("mode", &[("oneshot", Mode::Oneshot), ("resident", Mode::Resident)])
+        && *mode.get_ref() == Mode::Resident
+    {
+        let help = "use `mode = \"oneshot\"`: the command starts once for each attempt";
+        later(mode.span(), table.called("mode = \"resident\""), help);
+    }
+    let one = "every worker takes one item at a time: leave `batch` out";
+    if let Some(batch) = table.table("batch") {
+        let max_items = batch.integer("max_items", 1..=1_000_000u32).filter(|items| *items.get_ref() != 1);
+        let max_wait = batch.duration("max_wait", Duration::ZERO..=Duration::MAX);
+        let max_wait = max_wait.filter(|wait| !wait.get_ref().is_zero());
+        let items = max_items.map(|items| (items.span(), "max_items"));
+        for (at, key) in items.into_iter().chain(max_wait.map(|wait| (wait.span(), "max_wait"))) {
+            later(at, batch.called(key), one);
+        }
+    }
+    if let Some(resident) = table.table("resident") {
+        let any = || Duration::ZERO..=Duration::MAX;
+        let idle = resident.duration("idle_timeout", any()).filter(|t| *t.get_ref() != Duration::from_secs(600));
+        let items = resident.integer("max_items", 0..=u32::MAX).filter(|items| *items.get_ref() != 0);
+        let ready = resident.duration("ready_timeout", any()).filter(|t| *t.get_ref() != Duration::from_secs(300));
+        let idle = idle.map(|idle| (idle.span(), "idle_timeout"));
+        let items = items.map(|items| (items.span(), "max_items"));
+        let ready = ready.map(|ready| (ready.span(), "ready_timeout"));
+        for (at, key) in idle.into_iter().chain(items).chain(ready) {
+            later(at, resident.called(key), "there are no resident workers yet: leave `resident` out");
+        }
+    }
+}
+
+fn folder(table: &Table<'_>) -> String {
+    let Some(folder) = table.text("folder") else { return String::new() };
+    let text = folder.get_ref();
+    let trimmed = text.trim_matches('/');
+    let inner = format!("write only what comes below the inbox: \"{}\"", escape(trimmed.as_bytes()));
+    let fault = match text.as_str() {
+        "" => return String::new(),
+        _ if text.starts_with('/') => Fault::new("found an absolute path").help(inner),
+        _ if text.split('/').any(|part| part == ".." || part == ".") => {
+            Fault::new("found a way out of the inbox").help("an intake folder lies directly in `inbox/`")
+        }
+        _ if text.ends_with('/') => Fault::new("found a `/` at its end").help(inner),
+        _ if text.contains('/') => Fault::new("found a folder within a folder")
+            .help("intake folders lie directly in `inbox/`; write \"a-b\" for \"a/b\""),
+        _ if text.starts_with('.') => Fault::new("found a hidden name").help("hidden names are ignored in the inbox"),
+        _ if escape(text.as_bytes()) != *text || text.trim() != text => {
+            Fault::new("found a character that can't be shown, or a space at its edge")
+        }
+        _ if text.len() > 255 => Fault::new("found more than 255 bytes"),
+        _ => return folder.into_inner(),
+    };
+    table.refuse("folder", &folder, "the name of a folder in `inbox/`, or empty", fault);
+    String::new()
+}
+
+fn patterns(table: &Table<'_>, key: &'static str, check: impl Fn(&Table<'_>, &str, &Spanned<String>)) -> Vec<String> {
+    let patterns = table.texts(key).map(Spanned::into_inner).unwrap_or_default();
+    for pattern in &patterns {
+        check(table, key, pattern);
+    }
+    patterns.into_iter().map(Spanned::into_inner).collect()
+}
+
+fn glob(table: &Table<'_>, key: &str, pattern: &Spanned<String>) -> bool {
+    let text = pattern.get_ref();
+    let fault = match globset::Glob::new(text) {
+        _ if text.is_empty() => Fault::new("found an empty pattern").help("\"*\" matches every name"),
+        Ok(_) => return true,
+        Err(error) => {
+            let help = "patterns know `*`, `?`, `[a-z]`, `{a,b}`; `\\` takes the meaning from the next character";
+            Fault::new(error.kind().to_string()).help(help)
+        }
+    };
+    table.refuse(key, pattern, "a list of patterns", fault);
+    false
+}
+
+/// A pattern on an item's name.
+pub(super) fn name_pattern(table: &Table<'_>, key: &str, pattern: &Spanned<String>) {
+    if glob(table, key, pattern) && pattern.get_ref().contains('/') {
+        let fault = Fault::new("found a `/`, which no name has")
+            .help("items in a folder of the inbox are matched with `folder = \"…\"`");
+        table.refuse(key, pattern, "a list of patterns on names", fault);
+    }
+}
+
+/// A pattern on a path in `out/`.
+fn output_pattern(table: &Table<'_>, key: &str, pattern: &Spanned<String>) {
+    let text = pattern.get_ref();
+    if glob(table, key, pattern) && (text.starts_with('/') || text.split('/').any(|part| part == "..")) {
+        let fault = Fault::new("found a way out of `out/`").help("write the path below {out}, such as \"*.json\"");
+        table.refuse(key, pattern, "a list of patterns on paths in {out}", fault);
+    }
+}
+
+fn command(table: &Table<'_>) -> Vec<String> {
+    if !table.has("command") {
+        missing(table, "command", "write `command = [\"program\", \"{item}\"]`: what runs for each item");
+    }
+    let must = "a list of a program and its arguments";
+    let Some(command) = table.texts("command") else { return Vec::new() };
+    match command.get_ref().first() {
+        None => table.refuse("command", &command, must, Fault::new("found nothing to run")),
+        Some(program) if program.get_ref().is_empty() => {
+            table.refuse("command", program, must, Fault::new("the program's name is empty"));
+        }
+        Some(_) => {}
+    }
+    for argument in command.get_ref() {
+        placeholders(table, "command", argument);
+    }
+    command.into_inner().into_iter().map(Spanned::into_inner).collect()
+}
+
+fn placeholders(table: &Table<'_>, key: &str, text: &Spanned<String>) {
+    if let Some(mistake) = template::first_mistake(text.get_ref()) {
+        let end = mistake.offset + mistake.found.len();
+        let message = format!("{} holds {}: `{}`", table.called(key), mistake.what, escape(mistake.found.as_bytes()));
+        let fault = Fault::new("means nothing here").help(mistake.help).within(mistake.offset..end);
+        table.refuse_part(text, message, fault);
+    }
+}
+
+fn env(table: &Table<'_>) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    for (name, text) in table.map("env") {
+        let key = name.get_ref().as_str();
+        let called = format!("env.{}", escape(key.as_bytes()));
+        let refused = if key.is_empty() || key.contains(['=', '\0']) || escape(key.as_bytes()) != key {
+            Some(Fault::new("no variable can be called that"))
+        } else if key.starts_with("GAMDOK_") {
+            Some(Fault::new("gamdok sets this one itself").help("leave it out"))
+        } else if RESERVED.contains(&key) {
+            let help = "leave it out: `gpus` says how many an item needs, `include` in [devices] which are used at all";
+            Some(Fault::new("each attempt gets this one from its lease").help(help))
+        } else {
+            None
+        };
+        match refused {
+            Some(fault) => table.problem(name.span(), format!("{} can't be set", table.called(&called)), fault),
+            None => placeholders(table, &called, &text),
+        }
+        env.insert(name.into_inner(), text.into_inner());
+    }
+    env
+}
+
+/// Absolute, or starting with a placeholder (whose value is absolute, or the attempt fails with its words).
+fn cwd(table: &Table<'_>, dir: &Path) -> Option<String> {
+    let cwd = table.text("cwd")?;
+    placeholders(table, "cwd", &cwd);
+    let text = cwd.get_ref();
+    let fault = match text.as_str() {
+        "" => Fault::new("found nothing").help("leave the key out for the configuration's folder"),
+        home if home == "~" || home.starts_with("~/") => {
+            Fault::new("`~` isn't expanded here").help("write the home directory's path")
+        }
+        text if text.starts_with('/') || ["{item}", "{out}"].iter().any(|start| text.starts_with(start)) => {
+            return Some(cwd.into_inner());
+        }
+        text if template::is_constant(text) => {
+            let plain = template::fill(text, |_| std::ffi::OsStr::new(""));
+            match place::resolve(dir, Path::new(&plain)).to_str() {
+                Some(path) => return Some(template::literal(path)),
+                None => Fault::new("the configuration's folder isn't UTF-8").help("write an absolute path"),
+            }
+        }
+        text => match dir.to_str() {
+            Some(dir) => return Some(format!("{}/{text}", template::literal(dir.trim_end_matches('/')))),
+            None => Fault::new("the configuration's folder isn't UTF-8").help("write an absolute path"),
+        },
+    };
+    table.refuse("cwd", &cwd, "a folder", fault);
+    None
+}
+
+fn ready(table: &Table<'_>) -> Ready {
+    let marker = table.text("marker");
+    if let Some(marker) = &marker {
+        let help = "write what is added to the item's name, such as \".done\"";
+        let fault = match marker.get_ref().as_str() {
+            "" => Some(Fault::new("found nothing")),
+            text if text.contains('/') => Some(Fault::new("found a `/`")),
+            _ => None,
+        };
+        if let Some(fault) = fault {
+            table.refuse("marker", marker, "the end of a name", fault.help(help));
+        }
+    }
+    let validator = table.texts("validator").map(Spanned::into_inner).unwrap_or_default();
+    if let Some(program) = validator.first().filter(|program| program.get_ref().is_empty()) {
+        let fault = Fault::new("the program's name is empty");
+        table.refuse("validator", program, "a list of a program and its arguments", fault);
+    }
+    for argument in &validator {
+        placeholders(table, "validator", argument);
+        let early = [Placeholder::Item, Placeholder::Name];
+        if let Some(late) = template::placeholders(argument.get_ref()).find(|placeholder| !early.contains(placeholder))
+        {
+            let fault = Fault::new(format!("`{{{}}}` isn't known before the item is taken", late.as_str()));
+            let must = "arguments with no placeholder but `{item}` and `{name}`";
+            table.refuse("validator", argument, must, fault);
+        }
+    }
+    Ready {
+        settle: table.duration("settle", Duration::ZERO..=Duration::MAX).map(Spanned::into_inner),
+        marker: marker.map(Spanned::into_inner),
+        manifest: value(table.boolean("manifest"), false),
+        min_bytes: value(min_bytes(table), Bytes(0)),
+        validator: validator.into_iter().map(Spanned::into_inner).collect(),
+    }
+}
+
+/// The one size that is also a plain number: its name has the unit.
+fn min_bytes(table: &Table<'_>) -> Option<Spanned<Bytes>> {
+    match table.is_integer("min_bytes") {
+        true => table.integer("min_bytes", 0..=i64::MAX).map(|n| Spanned::new(n.span(), Bytes(n.into_inner() as u64))),
+        false => table.size("min_bytes", Bytes(0)),
+    }
+}
+
+fn publish(table: &Table<'_>, dir: &Path, root: &Path) -> Option<std::path::PathBuf> {
+    let publish = optional_path(table, "publish", dir)?;
+    let own = ["inbox", "claimed", "done", "failed", ".gamdok"];
+    let clash = own.into_iter().find(|own| place::lies_in(publish.get_ref(), &root.join(own)));
+    let fault = match clash {
+        Some("inbox") => Fault::new("found a folder in the inbox").help("outputs would come in again as new items"),
+        Some(own) => Fault::new(format!("found a folder in `{own}/`")).help("that folder is gamdok's own"),
+        None if place::real(publish.get_ref()) == place::real(root) => {
+            Fault::new("found the root itself").help("outputs would lie among gamdok's own folders")
+        }
+        None => return Some(publish.into_inner()),
+    };
+    table.refuse("publish", &publish, "a folder outside gamdok's own", fault);
+    None
+}
