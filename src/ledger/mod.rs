@@ -47,8 +47,6 @@ pub enum Entry {
     },
     /// The directories were changed by others: look again.
     Reconcile,
-    /// Answer once everything before this is in the file.
-    Flush(Sender<()>),
     Stop,
 }
 
@@ -78,12 +76,21 @@ pub fn file_of(root: &Path) -> PathBuf {
     root.join(".gamdok").join("ledger.sqlite")
 }
 
-/// A running ledger. Dropping it ends the thread as soon as every [`Entries`] is gone too; [`Ledger::stop`] waits.
+/// A running ledger. Dropping it ends the thread once every [`Entries`] is gone too; [`Ledger::stop`] waits for
+/// it.
 #[derive(Debug)]
 pub struct Ledger {
     pub entries: Entries,
     pub health: Receiver<Check>,
     thread: JoinHandle<()>,
+}
+
+/// What the writer is told beside the entries, so that they needn't wake it one by one.
+#[derive(Debug)]
+enum Order {
+    /// Answer once every entry sent before this is in the file.
+    Flush(Sender<()>),
+    Stop,
 }
 
 /// The entries that may wait. The writer does about 50,000 a second, so this is room for more than a second of a disk
@@ -95,6 +102,7 @@ pub const ENTRIES: usize = 65_536;
 pub struct Entries {
     /// Bounded by hand at [`ENTRIES`]: a bounded channel would take and touch memory for all its places at once.
     queue: Sender<Entry>,
+    orders: Sender<Order>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -109,15 +117,14 @@ impl Entries {
     /// Waits until all that was sent before is in the file; false when that took longer than `limit`.
     pub fn flush(&self, limit: Duration) -> bool {
         let (done, answer) = bounded(1);
-        self.queue.send(Entry::Flush(done)).is_ok() && answer.recv_timeout(limit).is_ok()
+        self.orders.send(Order::Flush(done)).is_ok() && answer.recv_timeout(limit).is_ok()
     }
 }
 
 impl Ledger {
     /// Writes what still waits, closes the file and ends the thread.
     pub fn stop(self) {
-        // Not through `Entries::send`: this one must not be dropped.
-        let _ = self.entries.queue.send(Entry::Stop);
+        let _ = self.entries.orders.send(Order::Stop);
         if self.thread.join().is_err() {
             tracing::error!("the ledger's thread panicked; the next start mends the ledger");
         }
@@ -127,10 +134,11 @@ impl Ledger {
 /// Starts the writer. Opening, checking and rebuilding happen on its thread.
 pub fn start(setup: Setup) -> std::io::Result<Ledger> {
     let (queue, waiting) = unbounded();
+    let (orders, ordered) = unbounded();
     // Checks are sent on change and read by the director's loop; a few places bridge a busy moment.
     let (tell, health) = bounded(16);
     let dropped = Arc::new(AtomicU64::new(0));
-    let writer = writer::Writer::new(setup, waiting, dropped.clone(), tell);
+    let writer = writer::Writer::new(setup, waiting, ordered, dropped.clone(), tell);
     let thread = std::thread::Builder::new().name("ledger".to_owned()).spawn(move || writer.run())?;
-    Ok(Ledger { entries: Entries { queue, dropped }, health, thread })
+    Ok(Ledger { entries: Entries { queue, orders, dropped }, health, thread })
 }

@@ -90,24 +90,17 @@ impl World {
             claimed_at: at(1),
             boot_id: "a boot".to_owned(),
             signature: None,
-            attempts: attempts.clone(),
+            attempts,
             avoid: Vec::new(),
             cancelled: false,
         };
         let result = outcome.map(|(outcome, _)| ResultRecord {
-            id,
-            name: record.name.clone(),
-            name_b64: record.name_b64.clone(),
-            route: Some(record.route.name.clone()),
             outcome,
             reason: (outcome != Outcome::Done).then_some(Reason::Exit),
             message: (outcome != Outcome::Done).then(|| "it ended with exit code 3".to_owned()),
-            arrived_at: record.arrived_at,
-            claimed_at: Some(record.claimed_at),
             finished_at: at(3),
-            attempts,
-            outputs: Vec::new(),
             result: serde_json::value::RawValue::from_string("{\"text\":\"well\"}".to_owned()).ok(),
+            ..ended(&record)
         });
         let place = match outcome {
             None => "claimed".to_owned(),
@@ -425,4 +418,89 @@ fn a_directory_without_readable_records_is_still_listed() {
     assert_eq!((rows[0].id, rows[0].state.as_str()), (made.record.id, "failed"));
     assert_eq!(rows[0].name.escaped(), "torn");
     ledger.stop();
+}
+
+/// Claims, ends, second tries and deletions in any order, some of which the ledger never hears of.
+#[test]
+fn after_any_history_the_index_is_what_the_directories_tell() {
+    for seed in 1..=8_u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut dice = |sides: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % sides
+        };
+        let mut world = World::new();
+        let ledger = world.started();
+        let mut jobs: Vec<Made> = Vec::new();
+        for step in 0..300 {
+            if jobs.is_empty() || dice(3) == 0 {
+                let name = format!("{seed}-{step}");
+                jobs.push(world.job(name.as_bytes(), None).laid());
+            } else {
+                let at = dice(jobs.len() as u64) as usize;
+                let job = &mut jobs[at];
+                let name = job.dir.file_name().expect("a name").to_owned();
+                let (to, next) = match (dice(8), &job.result) {
+                    (0, _) => {
+                        fs::remove_dir_all(&job.dir).expect("removed");
+                        jobs.swap_remove(at);
+                        ledger.entries.send(Entry::Reconcile);
+                        continue;
+                    }
+                    (_, Some(_)) => (world.root.path().join("claimed"), None),
+                    (way, None) => {
+                        let outcome = if way < 4 { Outcome::Done } else { Outcome::Failed };
+                        let message = Some(format!("in step {step}"));
+                        let result = ResultRecord { outcome, message, ..ended(&job.record) };
+                        let place = if outcome == Outcome::Done { "done" } else { "failed" };
+                        (world.root.path().join(place).join(DAYS[step % 3]), Some(Arc::new(result)))
+                    }
+                };
+                fs::create_dir_all(&to).expect("made");
+                let result_file = job.dir.join("result.json");
+                match &next {
+                    Some(result) => fs::write(&result_file, serde_json::to_string(&**result).expect("JSON")),
+                    None => fs::remove_file(&result_file),
+                }
+                .expect("changed");
+                let to = to.join(name);
+                fs::rename(&job.dir, &to).expect("moved");
+                (job.dir, job.result) = (to, next);
+                if dice(4) == 0 {
+                    ledger.entries.dropped.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                ledger.entries.send(job.entry());
+            }
+        }
+        let setup = Setup { file: world.root.path().join("other.sqlite"), ..Setup::of_root(world.root.path()) };
+        let file = setup.file.clone();
+        let other = start(setup).expect("a thread");
+        while other.health.recv_timeout(SOON).expect("it becomes healthy").state != Condition::Ok {}
+        other.stop();
+        let told = Reader::open(&file).expect("a ledger").list(&Wanted::default()).expect("rows");
+        assert_eq!(told.len(), jobs.len());
+        until(&ledger, "both are the same", || world.rows() == told);
+        ledger.stop();
+    }
+}
+
+fn ended(record: &JobRecord) -> ResultRecord {
+    ResultRecord {
+        id: record.id,
+        name: record.name.clone(),
+        name_b64: record.name_b64.clone(),
+        route: Some(record.route.name.clone()),
+        outcome: Outcome::Done,
+        reason: None,
+        message: None,
+        arrived_at: record.arrived_at,
+        claimed_at: Some(record.claimed_at),
+        finished_at: record.claimed_at + 5.seconds(),
+        attempts: record.attempts.clone(),
+        outputs: Vec::new(),
+        result: None,
+    }
 }

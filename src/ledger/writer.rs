@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, at, never, select};
 use jiff::Timestamp;
 use rusqlite::TransactionBehavior;
 
@@ -15,7 +15,7 @@ use super::rebuild::{Progress, Survey, SurveyError};
 use super::row::{CLAIMED, Row};
 use super::schema::{self, Found, Store};
 use super::tables::{Tables, nanoseconds};
-use super::{Entry, Setup};
+use super::{Entry, Order, Setup};
 use crate::health::{Check, What};
 use crate::item::{Attempt, JobId};
 
@@ -23,7 +23,7 @@ use crate::item::{Attempt, JobId};
 /// one row written once.
 const GATHER: Duration = Duration::from_millis(100);
 /// The entries of one transaction.
-const GROUP: usize = 4096;
+const GROUP: usize = 16_384;
 /// After a failure of the disk.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -31,6 +31,7 @@ pub(super) struct Writer {
     setup: Setup,
     root: PathBuf,
     queue: Receiver<Entry>,
+    orders: Receiver<Order>,
     dropped: Arc<AtomicU64>,
     health: Sender<Check>,
     said: Option<Check>,
@@ -62,24 +63,40 @@ struct Batch {
 }
 
 impl Batch {
-    /// Takes an entry in; false when the batch must not wait for more.
-    fn add(&mut self, entry: Entry) -> bool {
+    fn add(&mut self, entry: Entry) {
         match entry {
             Entry::Stop => self.stop = true,
-            Entry::Flush(answer) => self.flushes.push(answer),
             entry => self.entries.push(entry),
         }
-        !self.stop && self.flushes.is_empty() && self.entries.len() < GROUP
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Flush(answer) => self.flushes.push(answer),
+            Order::Stop => self.stop = true,
+        }
+    }
+
+    /// Someone waits for it.
+    fn is_urgent(&self) -> bool {
+        self.stop || !self.flushes.is_empty()
     }
 }
 
 impl Writer {
-    pub(super) fn new(setup: Setup, queue: Receiver<Entry>, dropped: Arc<AtomicU64>, health: Sender<Check>) -> Writer {
+    pub(super) fn new(
+        setup: Setup,
+        queue: Receiver<Entry>,
+        orders: Receiver<Order>,
+        dropped: Arc<AtomicU64>,
+        health: Sender<Check>,
+    ) -> Writer {
         let root = setup.claimed.parent().unwrap_or(Path::new("/")).to_owned();
         Writer {
             setup,
             root,
             queue,
+            orders,
             dropped,
             health,
             said: None,
@@ -116,46 +133,35 @@ impl Writer {
     fn gather(&self) -> Batch {
         let mut batch = Batch::default();
         let busy = self.survey.is_some() || self.due.is_some();
-        if busy && self.store.is_some() && self.retry_at.is_none() {
-            loop {
-                match self.queue.try_recv() {
-                    Ok(entry) => {
-                        if !batch.add(entry) {
-                            return batch;
-                        }
-                    }
-                    Err(TryRecvError::Empty) => return batch,
-                    Err(TryRecvError::Disconnected) => {
-                        batch.stop = true;
-                        return batch;
-                    }
-                }
-            }
+        if !(busy && self.store.is_some() && self.retry_at.is_none()) {
+            self.wait(&mut batch);
         }
-        let first = match self.retry_at {
-            Some(at) => self.queue.recv_deadline(at),
-            None => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        };
-        let mut more = match first {
-            Ok(entry) => batch.add(entry),
-            Err(RecvTimeoutError::Timeout) => false,
-            Err(RecvTimeoutError::Disconnected) => {
-                batch.stop = true;
-                false
-            }
-        };
-        let until = Instant::now() + GATHER;
-        while more {
-            more = match self.queue.recv_deadline(until) {
-                Ok(entry) => batch.add(entry),
-                Err(RecvTimeoutError::Timeout) => false,
-                Err(RecvTimeoutError::Disconnected) => {
-                    batch.stop = true;
-                    false
-                }
-            };
-        }
+        // Orders first: what was sent before one of them is in the queue by now.
+        self.orders.try_iter().for_each(|order| batch.obey(order));
+        let limit = if batch.is_urgent() { usize::MAX } else { GROUP };
+        self.queue.try_iter().take(limit).for_each(|entry| batch.add(entry));
         batch
+    }
+
+    /// Waits for the first entry, and then for others to join it; entries after the first don't wake this thread.
+    fn wait(&self, batch: &mut Batch) {
+        let retry = self.retry_at.map_or_else(never, at);
+        select! {
+            recv(self.queue) -> entry => match entry {
+                Ok(entry) => batch.add(entry),
+                Err(_) => batch.stop = true,
+            },
+            recv(self.orders) -> order => match order {
+                Ok(order) => batch.obey(order),
+                Err(_) => batch.stop = true,
+            },
+            recv(retry) -> _ => return,
+        }
+        if !batch.is_urgent()
+            && let Ok(order) = self.orders.recv_timeout(GATHER)
+        {
+            batch.obey(order);
+        }
     }
 
     fn write(&mut self, entries: Vec<Entry>) {
@@ -205,7 +211,7 @@ impl Writer {
                     last.insert(record.id, at);
                 }
                 Entry::Reconcile => asked = true,
-                Entry::Flush(_) | Entry::Stop => {}
+                Entry::Stop => {}
             }
         }
         let mut kept: Vec<usize> = last.into_values().collect();
@@ -217,7 +223,7 @@ impl Writer {
                 let (place, job) = place_and_name(dir);
                 Some(Row::ended(record, result, job, place))
             }
-            Entry::Reconcile | Entry::Flush(_) | Entry::Stop => None,
+            Entry::Reconcile | Entry::Stop => None,
         };
         (kept.into_iter().filter_map(row).collect(), asked)
     }
