@@ -1,0 +1,71 @@
+//! The dispatch gap: from one job's end to the next one's first instruction on the same device, with work waiting. On one
+//! CPU slot, on one simulated GPU, and the floor. Each worker says when it began and, just before it exits, when it
+//! ended: the gap holds its exit, its commit and the next one's start.
+
+use std::time::Duration;
+
+mod common;
+
+use common::floor::Floor;
+use common::{Bench, Clockings, compare, drop_into, number, percentile, stage, until};
+
+fn main() {
+    if common::was_worker() || !common::asked_to_measure() {
+        return;
+    }
+    let (items, rounds) = (number("GAMDOK_BENCH_ITEMS", 500), number("GAMDOK_BENCH_ROUNDS", 3));
+    let bench = Bench::new("gap");
+    let (mut cpu, mut sim, mut least) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..rounds {
+        least.extend(floor(&bench, round, items));
+        cpu.extend(gamdok(&bench, &format!("cpu-{round}"), items, "use = \"cpu\"\ncpu_slots = 1", 0));
+        sim.extend(gamdok(&bench, &format!("sim-{round}"), items, "use = \"sim\"\nsim = { gpus = 1 }", 1));
+    }
+    println!("\n{items} items a round, {rounds} rounds");
+    for percent in [50.0, 99.0] {
+        let floor = percentile(&mut least, percent);
+        compare(&format!("gap on one CPU slot, p{percent}"), "ms", percentile(&mut cpu, percent), floor);
+        compare(&format!("gap on one simulated GPU, p{percent}"), "ms", percentile(&mut sim, percent), floor);
+    }
+}
+
+fn gamdok(bench: &Bench, name: &str, items: usize, devices: &str, gpus: u32) -> Vec<f64> {
+    let clock = Clockings::new();
+    let command = clock.command();
+    let config = format!(
+        "[devices]\n{devices}\n[[route]]\nname = \"gap\"\nkind = \"any\"\ncommand = {command}\ngpus = {gpus}\n"
+    );
+    let root = bench.root(name, &config);
+    let staged = root.stage(items);
+    let director = root.start();
+    staged.iter().for_each(|item| root.drop_in(item));
+    let gaps = gaps(&clock, items);
+    until("the last outcome", Duration::from_secs(60), || root.done() >= items as u64);
+    director.stop();
+    gaps
+}
+
+fn floor(bench: &Bench, round: usize, items: usize) -> Vec<f64> {
+    let clock = Clockings::new();
+    let dir = bench.dir.join(format!("floor-{round}"));
+    let staged = stage(&dir.join("staging"), items);
+    let own = std::env::current_exe().expect("this executable has a path").display().to_string();
+    let mut floor = Floor::new(&dir, &[&own, "--worker", &clock.path.display().to_string()]);
+    staged.iter().for_each(|item| drop_into(&floor.inbox, item));
+    // A socket's queue is short, so somebody reads while the floor works.
+    let reader = std::thread::spawn(move || gaps(&clock, items));
+    floor.drain(1);
+    reader.join().expect("all were heard of")
+}
+
+fn gaps(clock: &Clockings, items: usize) -> Vec<f64> {
+    let mut before = None;
+    let mut gaps = Vec::new();
+    for _ in 0..items {
+        let (began, ended) = clock.next().expect("the worker says when it began and ended");
+        if let Some(before) = before.replace(ended) {
+            gaps.push(began.saturating_sub(before) as f64 / 1e6);
+        }
+    }
+    gaps
+}

@@ -1,0 +1,506 @@
+//! The ledger as a whole: a root with job directories, the writer's thread, and readers beside it.
+
+use std::fs;
+use std::os::unix::ffi::OsStringExt as _;
+use std::sync::atomic::Ordering;
+
+use jiff::{Timestamp, ToSpan as _};
+
+use super::*;
+use crate::config::{Mode, Ready, Route, RouteKind};
+use crate::devices::DeviceId;
+use crate::health::Condition;
+use crate::item::{Attempt, ItemKind, ItemName, JobDir, JobId, Outcome, Reason};
+use crate::units::Bytes;
+
+const SOON: Duration = Duration::from_secs(30);
+const DAYS: [&str; 3] = ["2026-11-20", "2026-11-21", "2026-11-22"];
+
+/// A root, and a clock that gives each job its own moment.
+struct World {
+    root: tempfile::TempDir,
+    made: u64,
+}
+
+/// A job in its directory, as the director knows it.
+struct Made {
+    record: Arc<JobRecord>,
+    result: Option<Arc<ResultRecord>>,
+    dir: PathBuf,
+}
+
+impl World {
+    fn new() -> World {
+        let root = tempfile::tempdir().expect("a folder");
+        for dir in ["claimed", "done", "failed", ".gamdok"] {
+            fs::create_dir(root.path().join(dir)).expect("made");
+        }
+        World { root, made: 0 }
+    }
+
+    fn start(&self) -> Ledger {
+        start(Setup::of_root(self.root.path())).expect("a thread")
+    }
+
+    /// Starts, and waits until every directory was read.
+    fn started(&self) -> Ledger {
+        let ledger = self.start();
+        while ledger.health.recv_timeout(SOON).expect("it becomes healthy").state != Condition::Ok {}
+        ledger
+    }
+
+    fn reader(&self) -> Reader {
+        Reader::open(&file_of(self.root.path())).expect("a ledger")
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        self.reader().list(&Wanted::default()).expect("rows")
+    }
+
+    /// Makes a job without its directory.
+    fn job(&mut self, name: &[u8], outcome: Option<(Outcome, usize)>) -> Made {
+        self.made += 1;
+        let at = |seconds: i64| {
+            Timestamp::UNIX_EPOCH + 490_000.hours() + (self.made as i64 * 10 + seconds).seconds() + 7.nanoseconds()
+        };
+        let id = JobId(ulid::Ulid::from_parts(1_764_000_000_000 + self.made, u128::from(self.made)));
+        let name = ItemName::new(std::ffi::OsString::from_vec(name.to_vec()));
+        let attempts: Vec<Attempt> = (1..=1 + self.made as u32 % 3)
+            .map(|n| Attempt {
+                devices: vec![DeviceId::cpu(), DeviceId(format!("GPU-{}", self.made % 4))],
+                pid: Some(4000 + n as i32),
+                started_at: Some(at(1)),
+                ended_at: Some(at(2)),
+                exit_code: Some(i32::from(outcome.is_none())),
+                reason: Some(Reason::Exit),
+                peak_gpu_memory: Some(u64::from(n) << 30),
+                energy_joules: Some(1.5),
+                counted: true,
+                ..Attempt::planned(n)
+            })
+            .collect();
+        let record = JobRecord {
+            id,
+            name: name.escaped(),
+            name_b64: name.base64(),
+            folder: if self.made.is_multiple_of(2) { "scans".to_owned() } else { String::new() },
+            kind: ItemKind::File,
+            route: Arc::new(route(if self.made.is_multiple_of(5) { "rare" } else { "usual" })),
+            arrived_at: Some(at(0)),
+            claimed_at: at(1),
+            boot_id: "a boot".to_owned(),
+            signature: None,
+            attempts,
+            avoid: Vec::new(),
+            cancelled: false,
+        };
+        let result = outcome.map(|(outcome, _)| ResultRecord {
+            outcome,
+            reason: (outcome != Outcome::Done).then_some(Reason::Exit),
+            message: (outcome != Outcome::Done).then(|| "it ended with exit code 3".to_owned()),
+            finished_at: at(3),
+            result: serde_json::value::RawValue::from_string("{\"text\":\"well\"}".to_owned()).ok(),
+            ..ended(&record)
+        });
+        let place = match outcome {
+            None => "claimed".to_owned(),
+            Some((Outcome::Done, day)) => format!("done/{}", DAYS[day]),
+            Some((_, day)) => format!("failed/{}", DAYS[day]),
+        };
+        let dir = self.root.path().join(place).join(JobDir::new(&name, id).as_str());
+        Made { record: Arc::new(record), result: result.map(Arc::new), dir }
+    }
+
+    /// Some of everything, in their directories.
+    fn fill(&mut self) -> Vec<Made> {
+        let names: [&[u8]; 9] = [
+            b"plain.wav",
+            b"\xff\xfe not text \x80",
+            "감독~01ARZ3NDEKTSV4RRFFQ69G5FAV.txt".as_bytes(),
+            b"-rf",
+            b"line\nfeed\x1b[31m'; DROP TABLE jobs; --",
+            "right\u{202e}to left".as_bytes(),
+            b"%_*?[x]",
+            b".hidden",
+            &[b'x'; 255],
+        ];
+        let ends = [
+            None,
+            Some((Outcome::Done, 0)),
+            Some((Outcome::Done, 2)),
+            Some((Outcome::Failed, 1)),
+            Some((Outcome::Cancelled, 2)),
+        ];
+        let all = names.iter().flat_map(|name| ends.map(|end| (*name, end)));
+        all.map(|(name, end)| self.job(name, end).laid()).collect()
+    }
+}
+
+impl Made {
+    /// Writes its directory.
+    fn laid(self) -> Made {
+        fs::create_dir_all(self.dir.join("out")).expect("made");
+        let put = |name: &str, text: String| fs::write(self.dir.join(name), text).expect("written");
+        put("job.json", serde_json::to_string(&*self.record).expect("JSON"));
+        if let Some(result) = &self.result {
+            put("result.json", serde_json::to_string(&**result).expect("JSON"));
+        }
+        self
+    }
+
+    fn entry(&self) -> Entry {
+        let (record, dir) = (self.record.clone(), self.dir.clone());
+        match &self.result {
+            Some(result) => Entry::Ended { record, result: result.clone(), dir },
+            None => Entry::Claimed { record, dir },
+        }
+    }
+}
+
+fn route(name: &str) -> Route {
+    Route {
+        name: name.to_owned(),
+        folder: String::new(),
+        patterns: Vec::new(),
+        kind: RouteKind::Any,
+        command: vec!["/bin/true".to_owned()],
+        mode: Mode::Oneshot,
+        env: Default::default(),
+        cwd: None,
+        dir: PathBuf::from("/"),
+        gpus: 0,
+        gpu_memory: Some(Bytes(1)),
+        cpu_fallback: true,
+        visible: None,
+        priority: 0,
+        max_running: None,
+        timeout: None,
+        kill_grace: Duration::from_secs(10),
+        retries: 2,
+        backoff: Duration::from_secs(5),
+        outputs: Vec::new(),
+        ready: Ready::default(),
+        publish: None,
+    }
+}
+
+/// Lets the writer work until something holds; each answer follows one more of its steps.
+fn until(ledger: &Ledger, what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        assert!(ledger.entries.flush(SOON), "the writer answers");
+        if holds() {
+            return;
+        }
+    }
+    panic!("it never came to be that {what}");
+}
+
+#[test]
+fn what_is_read_from_the_directories_equals_what_the_director_told() {
+    let mut world = World::new();
+    let ledger = world.started();
+    for made in world.fill() {
+        ledger.entries.send(made.entry());
+    }
+    assert!(ledger.entries.flush(SOON));
+    let told = world.rows();
+    let attempts: Vec<_> = told.iter().map(|row| world.reader().attempts(row.id).expect("attempts")).collect();
+    ledger.stop();
+    fs::remove_file(file_of(world.root.path())).expect("removed");
+    let ledger = world.started();
+    assert_eq!(told.len(), 45);
+    assert_eq!(world.rows(), told);
+    for (row, attempts) in told.iter().zip(attempts) {
+        assert!(!attempts.is_empty());
+        assert_eq!(world.reader().attempts(row.id).expect("attempts"), attempts);
+    }
+    assert!(world.reader().is_complete().expect("said"));
+    ledger.stop();
+}
+
+#[test]
+fn whatever_happens_to_the_file_the_rows_come_back() {
+    let mut world = World::new();
+    world.fill();
+    world.started().stop();
+    let file = file_of(world.root.path());
+    let (rows, whole) = (world.rows(), fs::read(&file).expect("the file"));
+    let check = |what: &str, aside: bool, bytes: Option<Vec<u8>>| {
+        match bytes {
+            Some(bytes) => fs::write(&file, bytes).expect("written"),
+            None => fs::remove_file(&file).expect("removed"),
+        }
+        world.started().stop();
+        assert_eq!(world.rows(), rows, "{what}");
+        let broken = file.with_file_name("ledger.sqlite.broken.1");
+        assert_eq!(fs::remove_file(broken).is_ok(), aside, "{what}");
+    };
+    check("untouched", false, Some(whole.clone()));
+    check("deleted", false, None);
+    check("emptied", false, Some(Vec::new()));
+    check("cut in a page", true, Some(whole[..whole.len() - 100].to_vec()));
+    check("cut between pages", true, Some(whole[..8192].to_vec()));
+    check("something else", true, Some(b"GIF89a".repeat(2000)));
+    check("zeros", true, Some(vec![0; whole.len()]));
+    let mut middle = whole.clone();
+    middle[4096..].fill(0xa5);
+    check("overwritten behind its first page", true, Some(middle));
+}
+
+#[test]
+fn directories_that_vanish_or_move_are_followed() {
+    let mut world = World::new();
+    let made = world.fill();
+    let ledger = world.started();
+    let before = world.rows().len();
+    let of = |place: &str| made.iter().filter(|made| made.dir.starts_with(world.root.path().join(place))).count();
+    // One job, one whole day, and one that a person moved back by hand.
+    fs::remove_dir_all(&made[0].dir).expect("removed");
+    fs::remove_dir_all(world.root.path().join("failed").join(DAYS[1])).expect("removed");
+    let moved = world.root.path().join("claimed").join(made[1].dir.file_name().expect("a name"));
+    fs::rename(&made[1].dir, &moved).expect("moved");
+    ledger.entries.send(Entry::Reconcile);
+    let after = before - 1 - of(&format!("failed/{}", DAYS[1]));
+    until(&ledger, "the rows follow", || world.rows().len() == after);
+    until(&ledger, "the moved one is found", || {
+        let row = world.reader().get(made[1].record.id).expect("read").expect("a row");
+        row.dir(world.root.path()) == moved && row.state == "claimed" && row.finished_at.is_none()
+    });
+    ledger.stop();
+}
+
+#[test]
+fn entries_that_found_no_room_are_mended() {
+    let mut world = World::new();
+    let ledger = world.started();
+    let known = world.job(b"again", Some((Outcome::Failed, 2))).laid();
+    ledger.entries.send(known.entry());
+    assert!(ledger.entries.flush(SOON));
+    // It was retried and ended otherwise, and others came: none of it was heard of.
+    let mut result = (**known.result.as_ref().expect("a result")).clone();
+    result.outcome = Outcome::Cancelled;
+    fs::write(known.dir.join("tmp"), serde_json::to_string(&result).expect("JSON")).expect("written");
+    fs::rename(known.dir.join("tmp"), known.dir.join("result.json")).expect("renamed");
+    world.fill();
+    ledger.entries.dropped.fetch_add(46, Ordering::Relaxed);
+    until(&ledger, "all are there", || world.rows().len() == 46);
+    until(&ledger, "the known one is read again", || {
+        world.reader().get(known.record.id).expect("read").expect("a row").state == "cancelled"
+    });
+    let mut states = Vec::new();
+    while let Ok(check) = ledger.health.try_recv() {
+        states.push(check.state);
+    }
+    assert_eq!(states, [Condition::Degraded, Condition::Ok]);
+    ledger.stop();
+}
+
+#[test]
+fn a_file_that_is_deleted_under_the_writer_is_made_again() {
+    let mut world = World::new();
+    let made = world.fill();
+    let ledger = world.started();
+    fs::remove_file(file_of(world.root.path())).expect("removed");
+    ledger.entries.send(made[0].entry());
+    until(&ledger, "all are there again", || file_of(world.root.path()).exists() && world.rows().len() == made.len());
+    ledger.stop();
+}
+
+#[test]
+fn ten_thousand_rows_page_without_gaps_or_repeats() {
+    let mut world = World::new();
+    let ledger = world.started();
+    let mut ids: Vec<JobId> = (0..10_000)
+        .map(|n: usize| {
+            let made = world.job(format!("item-{n}").as_bytes(), Some((Outcome::Done, n % 3)));
+            ledger.entries.send(made.entry());
+            made.record.id
+        })
+        .collect();
+    assert!(ledger.entries.flush(SOON));
+    ids.reverse();
+    let reader = world.reader();
+    let check = |route: Option<&str>, size: u32, ids: Vec<JobId>| {
+        let mut wanted =
+            Wanted { state: Some("done".to_owned()), route: route.map(str::to_owned), before: None, limit: Some(size) };
+        let mut seen = Vec::new();
+        loop {
+            let page = reader.list(&wanted).expect("a page");
+            seen.extend(page.iter().map(|row| row.id));
+            wanted.before = page.last().map(|row| row.id);
+            if page.len() < size as usize {
+                break;
+            }
+        }
+        assert!(seen == ids, "{route:?} by {size}");
+    };
+    check(None, 1000, ids.clone());
+    check(None, 333, ids.clone());
+    let rare = |id: &JobId| id.0.random().is_multiple_of(5);
+    check(Some("rare"), 170, ids.into_iter().filter(rare).collect());
+    assert_eq!(reader.counts().expect("counts"), [("done".to_owned(), 10_000)].into());
+    ledger.stop();
+}
+
+#[test]
+fn jobs_are_found_by_what_people_call_them() {
+    let mut world = World::new();
+    let ledger = world.started();
+    let names: [&[u8]; 4] = [b"one.wav", b"twice.wav", b"twice.wav", b"\xffodd\n"];
+    let made: Vec<Made> = names.iter().map(|name| world.job(name, Some((Outcome::Done, 1)))).collect();
+    for made in &made {
+        ledger.entries.send(made.entry());
+    }
+    assert!(ledger.entries.flush(SOON));
+    let reader = world.reader();
+    let check = |text: &[u8], found: &[usize]| {
+        let text = std::ffi::OsString::from_vec(text.to_vec());
+        let ids: Vec<JobId> = reader.find(&text, 8).expect("an answer").iter().map(|row| row.id).collect();
+        let wanted: Vec<JobId> = found.iter().map(|&at| made[at].record.id).collect();
+        assert_eq!(ids, wanted, "{text:?}");
+    };
+    let id = |at: usize| made[at].record.id.to_string();
+    check(id(0).as_bytes(), &[0]);
+    check(id(0).to_lowercase().as_bytes(), &[0]);
+    check(&id(3).as_bytes()[..9], &[3, 2, 1, 0]);
+    check(made[1].record.dir().as_str().as_bytes(), &[1]);
+    check(b"one.wav", &[0]);
+    check(b"twice.wav", &[2, 1]);
+    check(b"\xffodd\n", &[3]);
+    check(b"\\xffodd\\n", &[3]);
+    check(b"nobody", &[]);
+    check(b"", &[]);
+    check(b"' OR 1 --", &[]);
+    ledger.stop();
+}
+
+#[test]
+fn a_reader_reads_while_the_writer_writes_and_after_it_was_cut_off() {
+    let mut world = World::new();
+    let ledger = world.started();
+    let reader = world.reader();
+    for _ in 0..20 {
+        let made: Vec<Made> = (0..50).map(|_| world.job(b"x", None)).collect();
+        made.iter().for_each(|made| ledger.entries.send(made.entry()));
+        assert!(reader.list(&Wanted::default()).expect("rows").len().is_multiple_of(50));
+        assert!(ledger.entries.flush(SOON));
+    }
+    assert_eq!(reader.list(&Wanted::default()).expect("rows").len(), 1000);
+    // A copy of the files as they are now is what a power cut leaves.
+    let copy = World::new();
+    for suffix in ["", "-wal"] {
+        let name = format!("ledger.sqlite{suffix}");
+        let from = file_of(world.root.path()).with_file_name(&name);
+        fs::copy(from, file_of(copy.root.path()).with_file_name(&name)).expect("copied");
+    }
+    assert_eq!(copy.rows().len(), 1000);
+    let ledger_of_copy = copy.started();
+    assert_eq!(copy.rows(), [], "no directory stands behind any of them");
+    ledger_of_copy.stop();
+    ledger.stop();
+}
+
+#[test]
+fn a_directory_without_readable_records_is_still_listed() {
+    let mut world = World::new();
+    let made = world.job(b"torn.txt", Some((Outcome::Failed, 1)));
+    fs::create_dir_all(&made.dir).expect("made");
+    fs::write(made.dir.join("result.json"), "{\"id\":").expect("written");
+    std::os::unix::fs::symlink("/dev/zero", made.dir.join("job.json")).expect("linked");
+    // Not jobs: another name, a file, a day that is none.
+    fs::create_dir_all(world.root.path().join("done/lost+found/x")).expect("made");
+    fs::create_dir_all(made.dir.with_file_name("someone's folder")).expect("made");
+    let stray = world.job(b"file", Some((Outcome::Failed, 1)));
+    fs::write(&stray.dir, "").expect("written");
+    let ledger = world.started();
+    let rows = world.rows();
+    assert_eq!(rows.len(), 1);
+    assert_eq!((rows[0].id, rows[0].state.as_str()), (made.record.id, "failed"));
+    assert_eq!(rows[0].name.escaped(), "torn");
+    ledger.stop();
+}
+
+/// Claims, ends, second tries and deletions in any order, some of which the ledger never hears of.
+#[test]
+fn after_any_history_the_index_is_what_the_directories_tell() {
+    for seed in 1..=8_u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut dice = |sides: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % sides
+        };
+        let mut world = World::new();
+        let ledger = world.started();
+        let mut jobs: Vec<Made> = Vec::new();
+        for step in 0..300 {
+            if jobs.is_empty() || dice(3) == 0 {
+                let name = format!("{seed}-{step}");
+                jobs.push(world.job(name.as_bytes(), None).laid());
+            } else {
+                let at = dice(jobs.len() as u64) as usize;
+                let job = &mut jobs[at];
+                let name = job.dir.file_name().expect("a name").to_owned();
+                let (to, next) = match (dice(8), &job.result) {
+                    (0, _) => {
+                        fs::remove_dir_all(&job.dir).expect("removed");
+                        jobs.swap_remove(at);
+                        ledger.entries.send(Entry::Reconcile);
+                        continue;
+                    }
+                    (_, Some(_)) => (world.root.path().join("claimed"), None),
+                    (way, None) => {
+                        let outcome = if way < 4 { Outcome::Done } else { Outcome::Failed };
+                        let message = Some(format!("in step {step}"));
+                        let result = ResultRecord { outcome, message, ..ended(&job.record) };
+                        let place = if outcome == Outcome::Done { "done" } else { "failed" };
+                        (world.root.path().join(place).join(DAYS[step % 3]), Some(Arc::new(result)))
+                    }
+                };
+                fs::create_dir_all(&to).expect("made");
+                let result_file = job.dir.join("result.json");
+                match &next {
+                    Some(result) => fs::write(&result_file, serde_json::to_string(&**result).expect("JSON")),
+                    None => fs::remove_file(&result_file),
+                }
+                .expect("changed");
+                let to = to.join(name);
+                fs::rename(&job.dir, &to).expect("moved");
+                (job.dir, job.result) = (to, next);
+                if dice(4) == 0 {
+                    ledger.entries.dropped.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                ledger.entries.send(job.entry());
+            }
+        }
+        let setup = Setup { file: world.root.path().join("other.sqlite"), ..Setup::of_root(world.root.path()) };
+        let file = setup.file.clone();
+        let other = start(setup).expect("a thread");
+        while other.health.recv_timeout(SOON).expect("it becomes healthy").state != Condition::Ok {}
+        other.stop();
+        let told = Reader::open(&file).expect("a ledger").list(&Wanted::default()).expect("rows");
+        assert_eq!(told.len(), jobs.len());
+        until(&ledger, "both are the same", || world.rows() == told);
+        ledger.stop();
+    }
+}
+
+fn ended(record: &JobRecord) -> ResultRecord {
+    ResultRecord {
+        id: record.id,
+        name: record.name.clone(),
+        name_b64: record.name_b64.clone(),
+        route: Some(record.route.name.clone()),
+        outcome: Outcome::Done,
+        reason: None,
+        message: None,
+        arrived_at: record.arrived_at,
+        claimed_at: Some(record.claimed_at),
+        finished_at: record.claimed_at + 5.seconds(),
+        attempts: record.attempts.clone(),
+        outputs: Vec::new(),
+        result: None,
+    }
+}

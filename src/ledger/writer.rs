@@ -1,0 +1,342 @@
+//! The writer: one thread that takes all entries that wait and writes them in one transaction. Between them it compares
+//! the ledger with the directories when there is a reason to: at the start, after lost entries, when it is told to.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, at, never, select};
+use jiff::Timestamp;
+use rusqlite::TransactionBehavior;
+
+use super::rebuild::{Progress, Survey, SurveyError};
+use super::row::{CLAIMED, Row};
+use super::schema::{self, Found, Store};
+use super::tables::{Tables, nanoseconds};
+use super::{Entry, Order, Setup};
+use crate::health::{Check, What};
+use crate::item::{Attempt, JobId};
+
+/// How long the first entry waits for company. Most items of a busy director begin and end within it, and then cost
+/// one row written once.
+const GATHER: Duration = Duration::from_millis(100);
+/// The entries of one transaction.
+const GROUP: usize = 16_384;
+/// After a failure of the disk.
+const RETRY: Duration = Duration::from_secs(30);
+
+pub(super) struct Writer {
+    setup: Setup,
+    root: PathBuf,
+    queue: Receiver<Entry>,
+    orders: Receiver<Order>,
+    dropped: Arc<AtomicU64>,
+    health: Sender<Check>,
+    said: Option<Check>,
+    started_at: i64,
+    store: Option<Store>,
+    survey: Option<Survey>,
+    /// A survey is due, because entries were lost or someone asked for it.
+    due: Option<Due>,
+    /// Nothing is tried before, after a failure.
+    retry_at: Option<Instant>,
+    /// A file was found broken and set aside.
+    broke_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Due {
+    /// Directories came or went.
+    Look,
+    /// Entries were lost: rows may be out of date.
+    Mend,
+}
+
+/// What one round took from the queue.
+#[derive(Default)]
+struct Batch {
+    entries: Vec<Entry>,
+    flushes: Vec<Sender<()>>,
+    stop: bool,
+}
+
+impl Batch {
+    fn add(&mut self, entry: Entry) {
+        match entry {
+            Entry::Stop => self.stop = true,
+            entry => self.entries.push(entry),
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Flush(answer) => self.flushes.push(answer),
+            Order::Stop => self.stop = true,
+        }
+    }
+
+    /// Someone waits for it.
+    fn is_urgent(&self) -> bool {
+        self.stop || !self.flushes.is_empty()
+    }
+}
+
+impl Writer {
+    pub(super) fn new(
+        setup: Setup,
+        queue: Receiver<Entry>,
+        orders: Receiver<Order>,
+        dropped: Arc<AtomicU64>,
+        health: Sender<Check>,
+    ) -> Writer {
+        let root = setup.claimed.parent().unwrap_or(Path::new("/")).to_owned();
+        Writer {
+            setup,
+            root,
+            queue,
+            orders,
+            dropped,
+            health,
+            said: None,
+            started_at: nanoseconds(Timestamp::now()).unwrap_or_default(),
+            store: None,
+            survey: None,
+            due: None,
+            retry_at: None,
+            broke_at: None,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        self.open();
+        loop {
+            let batch = self.gather();
+            self.write(batch.entries);
+            self.look_on();
+            for answer in batch.flushes {
+                let _ = answer.send(());
+            }
+            if batch.stop {
+                break;
+            }
+        }
+        // Left open in disorder while something is owed: the next start then knows that rows may be out of date.
+        let owes = self.due == Some(Due::Mend) || self.survey.is_some_and(|survey| survey.mends());
+        if let Some(store) = self.store.take_if(|_| !owes) {
+            store.close();
+        }
+    }
+
+    /// Waits for entries, unless there is something to do between them.
+    fn gather(&self) -> Batch {
+        let mut batch = Batch::default();
+        let busy = self.survey.is_some() || self.due.is_some();
+        if !(busy && self.store.is_some() && self.retry_at.is_none()) {
+            self.wait(&mut batch);
+        }
+        // Orders first: what was sent before one of them is in the queue by now.
+        self.orders.try_iter().for_each(|order| batch.obey(order));
+        let limit = if batch.is_urgent() { usize::MAX } else { GROUP };
+        self.queue.try_iter().take(limit).for_each(|entry| batch.add(entry));
+        batch
+    }
+
+    /// Waits for the first entry, and then for others to join it; entries after the first don't wake this thread.
+    fn wait(&self, batch: &mut Batch) {
+        let retry = self.retry_at.map_or_else(never, at);
+        select! {
+            recv(self.queue) -> entry => match entry {
+                Ok(entry) => batch.add(entry),
+                Err(_) => batch.stop = true,
+            },
+            recv(self.orders) -> order => match order {
+                Ok(order) => batch.obey(order),
+                Err(_) => batch.stop = true,
+            },
+            recv(retry) -> _ => return,
+        }
+        if !batch.is_urgent()
+            && let Ok(order) = self.orders.recv_timeout(GATHER)
+        {
+            batch.obey(order);
+        }
+    }
+
+    fn write(&mut self, entries: Vec<Entry>) {
+        if self.retry_at.is_some_and(|at| at <= Instant::now()) {
+            self.retry_at = None;
+        }
+        if self.store.as_ref().is_some_and(|store| !store.is_in_place()) {
+            tracing::warn!(file = %self.setup.file.display(), "the ledger was removed or replaced; it is opened again");
+            self.store = None;
+            self.survey = None;
+        }
+        if self.store.is_none() && self.retry_at.is_none() {
+            self.open();
+        }
+        let lost = self.dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            tracing::warn!(lost, "the ledger fell behind; the directories tell it what it missed");
+            self.say(Check::degraded(What::Ledger, format!("{lost} entries found no room; catching up")));
+            self.due = Some(Due::Mend);
+        }
+        let (rows, asked) = self.rows(entries);
+        if asked {
+            self.due = Some(self.due.unwrap_or(Due::Look));
+        }
+        if rows.is_empty() {
+            return;
+        }
+        if self.store.is_none() || self.retry_at.is_some() {
+            self.due = Some(Due::Mend);
+            return;
+        }
+        let written = self.transact(|tables| {
+            rows.iter().try_for_each(|(row, attempts)| tables.put(row, attempts)).map_err(SurveyError::from)
+        });
+        if let Err(error) = written {
+            self.trouble(error);
+        }
+    }
+
+    /// The last word on each job; earlier ones would be overwritten anyway. And whether a look was asked for.
+    fn rows(&self, entries: Vec<Entry>) -> (Vec<(Row, Vec<Attempt>)>, bool) {
+        let mut asked = false;
+        let mut last: HashMap<JobId, usize> = HashMap::new();
+        for (at, entry) in entries.iter().enumerate() {
+            match entry {
+                Entry::Claimed { record, .. } | Entry::Changed { record, .. } | Entry::Ended { record, .. } => {
+                    last.insert(record.id, at);
+                }
+                Entry::Reconcile => asked = true,
+                Entry::Stop => {}
+            }
+        }
+        let mut kept: Vec<usize> = last.into_values().collect();
+        kept.sort_unstable();
+        let row = |at: usize| match &entries[at] {
+            Entry::Claimed { record, dir } => Some(Row::live(record, place_and_name(dir).1, CLAIMED)),
+            Entry::Changed { record, state } => Some(Row::live(record, record.dir().to_string(), state)),
+            Entry::Ended { record, result, dir } => {
+                let (place, job) = place_and_name(dir);
+                Some(Row::ended(record, result, job, place))
+            }
+            Entry::Reconcile | Entry::Stop => None,
+        };
+        (kept.into_iter().filter_map(row).collect(), asked)
+    }
+
+    /// Goes on comparing with the directories, where that is due.
+    fn look_on(&mut self) {
+        let Some(store) = self.store.as_ref().filter(|_| self.retry_at.is_none()) else { return };
+        if self.survey.is_none() {
+            let Some(due) = self.due.take() else { return };
+            let since = (due == Due::Mend).then_some(self.started_at - MARGIN_NS);
+            self.survey = Some(Survey::new(&self.root, since, store.local));
+        }
+        let Some(mut survey) = self.survey.take() else { return };
+        match self.transact(|tables| {
+            let progress = survey.step(tables)?;
+            if progress == Progress::Finished {
+                tables.set_complete()?;
+            }
+            Ok(progress)
+        }) {
+            Ok(Progress::More) => self.survey = Some(survey),
+            Ok(Progress::Finished) => {
+                if survey.read + survey.forgotten > 0 {
+                    let (read, forgotten) = (survey.read, survey.forgotten);
+                    tracing::info!(read, forgotten, "the ledger was mended from the directories");
+                }
+                self.say(Check::ok(What::Ledger));
+            }
+            Err(error) => self.trouble(error),
+        }
+    }
+
+    fn open(&mut self) {
+        self.survey = None;
+        let (store, found) = match Store::open(&self.setup.file) {
+            Ok(opened) => opened,
+            Err(error) => return self.trouble(error.into()),
+        };
+        let local = store.local;
+        self.store = Some(store);
+        match &found {
+            Found::Whole | Found::CutOff => {}
+            Found::Absent => self.say_rebuilding("is new"),
+            Found::OtherVersion => self.say_rebuilding("was written by another version"),
+            Found::Broken(aside) => self.say_rebuilding(&format!("was broken and lies aside as `{}`", aside.display())),
+        }
+        let prepared = self.transact(|tables| {
+            tables.settle_live()?;
+            // What was lost at a cut is later than what wasn't.
+            let newest = if found == Found::CutOff { tables.newest()? } else { None };
+            Ok(newest.map(|at| at - MARGIN_NS))
+        });
+        match prepared {
+            Ok(since) => self.survey = Some(Survey::new(&self.root, since, local)),
+            Err(error) => self.trouble(error),
+        }
+    }
+
+    fn say_rebuilding(&mut self, why: &str) {
+        tracing::info!(file = %self.setup.file.display(), "the ledger {why}; it is filled from the directories");
+        self.say(Check::degraded(What::Ledger, format!("it {why}; it is being filled from the directories")));
+    }
+
+    fn transact<T>(&mut self, work: impl FnOnce(Tables<'_>) -> Result<T, SurveyError>) -> Result<T, SurveyError> {
+        let Some(store) = &mut self.store else {
+            return Err(rusqlite::Error::InvalidQuery.into());
+        };
+        let change = store.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let made = work(Tables(&change))?;
+        change.commit()?;
+        Ok(made)
+    }
+
+    /// Something failed: what the ledger missed is made good from the directories, at once or when the disk recovers.
+    fn trouble(&mut self, error: SurveyError) {
+        self.due = Some(Due::Mend);
+        self.survey = None;
+        self.say(Check::degraded(What::Ledger, format!("{error}; `list` and `show` may miss the latest")));
+        let broken = matches!(&error, SurveyError::Ledger(error) if schema::is_broken(error));
+        if broken && self.store.take().is_some() {
+            let aside = schema::set_aside(&self.setup.file);
+            tracing::warn!(%error, aside = %aside.display(), "the ledger is broken; a new one is made");
+            // Twice within a short time is the disk's doing, and another file won't help.
+            let again = self.broke_at.replace(Instant::now()).is_some_and(|at| at.elapsed() < RETRY);
+            if !again {
+                return self.open();
+            }
+        } else {
+            tracing::warn!(%error, "the ledger can't be kept up; trying again in {} s", RETRY.as_secs());
+        }
+        self.retry_at = Some(Instant::now() + RETRY);
+    }
+
+    /// Tells the director, on change only.
+    fn say(&mut self, check: Check) {
+        if self.said.as_ref() != Some(&check) && self.health.try_send(check.clone()).is_ok() {
+            self.said = Some(check);
+        }
+    }
+}
+
+/// The clocks of a file system and of the host may differ by a little.
+const MARGIN_NS: i64 = 10_000_000_000;
+
+/// `…/done/2026-11-22/<job>` → (`done/2026-11-22`, `<job>`).
+fn place_and_name(dir: &Path) -> (String, String) {
+    let word = |path: Option<&Path>| {
+        path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    let parent = dir.parent();
+    let (job, day) = (word(Some(dir)), word(parent));
+    if day == CLAIMED {
+        return (day, job);
+    }
+    (format!("{}/{day}", word(parent.and_then(Path::parent))), job)
+}
