@@ -1,6 +1,8 @@
 //! Devices: what is known of them at one moment (`Snapshot`), whether one may take work (`verdict`), where the facts come
 //! from (`nvml`, `sim`, `cpu` behind one prober thread), and how a worker is confined to its own (`pin`).
 
+mod history;
+mod occupancy;
 pub mod prober;
 pub mod verdict;
 
@@ -11,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::item::JobId;
 use crate::units::{Bytes, Moment};
 
-pub use verdict::{History, Verdict, verdict};
+pub use history::History;
+pub use verdict::{Verdict, verdict};
 
 /// A GPU's UUID (`GPU-…`, `MIG-…`, `SIM-…`), or `cpu`. Indexes change, this doesn't.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -145,6 +148,8 @@ pub struct Health {
     pub recovery_action: Option<RecoveryAction>,
     /// The last critical Xid that isn't an application's fault.
     pub xid: Option<u64>,
+    /// When it was seen, to tell a second one of the same number.
+    pub xid_at: Option<Moment>,
     /// Uncorrected ECC errors since the director began to look.
     pub new_uncorrected_ecc: u64,
     pub row_remap_failed: bool,
