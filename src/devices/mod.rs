@@ -1,9 +1,15 @@
 //! Devices: what is known of them at one moment (`Snapshot`), whether one may take work (`verdict`), where the facts come
 //! from (`nvml`, `sim`, `cpu` behind one prober thread), and how a worker is confined to its own (`pin`).
 
+mod allocation;
+pub mod cpu;
 mod history;
+mod host;
+pub mod locks;
 mod occupancy;
+pub mod pin;
 pub mod prober;
+mod procfs;
 pub mod verdict;
 
 use std::fmt;
@@ -13,7 +19,11 @@ use serde::{Deserialize, Serialize};
 use crate::item::JobId;
 use crate::units::{Bytes, Moment};
 
+pub use cpu::slots as cpu_slots;
 pub use history::History;
+pub use locks::Locks;
+pub use pin::{Cores, Pin, pin};
+pub use prober::{Ask, Prober};
 pub use verdict::{Verdict, verdict};
 
 /// A GPU's UUID (`GPU-…`, `MIG-…`, `SIM-…`), or `cpu`. Indexes change, this doesn't.
@@ -108,6 +118,33 @@ pub struct Reading {
     pub failure: Option<String>,
     /// Taken out by `devices.include`/`exclude`, an inherited CUDA_VISIBLE_DEVICES, or being a MIG parent: the words.
     pub excluded: Option<String>,
+}
+
+/// A device of which nothing is known yet.
+fn blank(id: DeviceId, kind: DeviceKind, now: Moment) -> Reading {
+    Reading {
+        id,
+        index: None,
+        kind,
+        name: String::new(),
+        parent: None,
+        pci: None,
+        memory_total: None,
+        memory_used: None,
+        memory_at: now,
+        utilization: Vec::new(),
+        processes: None,
+        processes_at: now,
+        pids_match: true,
+        compute_mode: None,
+        health: Health::default(),
+        temperature: None,
+        power_w: None,
+        energy_millijoules: None,
+        failures: 0,
+        failure: None,
+        excluded: None,
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -167,7 +167,7 @@ fn is_of(process: &GpuProcess, lease: &Lease) -> bool {
 
 /// Dead or on its way out: the driver still lists it, `/proc` doesn't know it.
 fn is_gone(process: &GpuProcess) -> bool {
-    process.name.is_none() && process.group.is_none()
+    process.name.is_none()
 }
 
 fn is_ignored(process: &GpuProcess, rules: &config::Devices) -> bool {
