@@ -100,6 +100,11 @@ impl History {
         rules.idle.max_memory_used.max(learned)
     }
 
+    /// At least one sweep of it succeeded.
+    pub(super) fn has_seen_it(&self) -> bool {
+        self.seen_at.is_some()
+    }
+
     /// Others used it until a moment ago: it must be seen clean twice.
     pub(super) fn is_settling(&self) -> bool {
         self.unsettled

@@ -2,14 +2,18 @@
 //! from (`nvml`, `sim`, `cpu` behind one prober thread), and how a worker is confined to its own (`pin`).
 
 mod allocation;
+mod backend;
+mod cadence;
 pub mod cpu;
 mod history;
 mod host;
 pub mod locks;
+mod nvml;
 mod occupancy;
 pub mod pin;
 pub mod prober;
 mod procfs;
+mod sim;
 pub mod verdict;
 
 use std::fmt;

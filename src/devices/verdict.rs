@@ -76,7 +76,7 @@ pub fn verdict(
         return Verdict::Leased;
     }
     health(reading, history, cordon, now)
-        .or_else(|| readable(reading, snapshot))
+        .or_else(|| readable(reading, history, snapshot))
         .or_else(|| compute_mode(reading, leases))
         .or_else(|| in_use(reading, history, leases, rules, now))
         .unwrap_or(ours)
@@ -97,14 +97,17 @@ fn cordoned(cordon: &Cordon) -> Verdict {
     }
 }
 
-fn readable(reading: &Reading, snapshot: &Snapshot) -> Option<Verdict> {
+fn readable(reading: &Reading, history: &History, snapshot: &Snapshot) -> Option<Verdict> {
     if let Some(why) = &snapshot.trouble {
         return Some(Verdict::Unknown(why.clone()));
+    }
+    let why = reading.failure.as_deref().unwrap_or("no reason given");
+    if reading.failures > 0 && !history.has_seen_it() {
+        return Some(Verdict::Unknown(format!("the driver hasn't told anything of it yet: {why}")));
     }
     if reading.failures < FAILURES {
         return None;
     }
-    let why = reading.failure.as_deref().unwrap_or("no reason given");
     Some(Verdict::Unknown(format!("the driver failed to answer {} times in a row: {why}", reading.failures)))
 }
 

@@ -476,11 +476,16 @@ fn a_slowed_device_rests_for_a_minute() {
 
 #[test]
 fn unreadable_devices_are_unknown() {
-    check(|r| (r.failures, r.failure) = (2, Some("x".into())), "free: idle");
-    check(
-        |r| (r.failures, r.failure) = (3, Some("memory: Unknown".into())),
-        "unknown: the driver failed to answer 3 times in a row: memory: Unknown",
-    );
+    let failed = |n| move |r: &mut Reading| (r.failures, r.failure) = (n, Some("memory: odd".to_owned()));
+    check(failed(1), "unknown: the driver hasn't told anything of it yet: memory: odd");
+    Device::new()
+        .sweep(1.0, |_| {})
+        .sweep(2.0, failed(2))
+        .check("free: idle")
+        .sweep(3.0, failed(3))
+        .check("unknown: the driver failed to answer 3 times in a row: memory: odd")
+        .sweep(4.0, |_| {})
+        .check("free: idle");
     let mut device = Device::new().sweep(1.0, |_| {});
     device.trouble = Some("the driver went away".into());
     device.check("unknown: the driver went away").lease(lease(1)).check("leased: ours");
