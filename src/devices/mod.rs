@@ -1,7 +1,19 @@
 //! Devices: what is known of them at one moment (`Snapshot`), whether one may take work (`verdict`), where the facts come
 //! from (`nvml`, `sim`, `cpu` behind one prober thread), and how a worker is confined to its own (`pin`).
 
+mod allocation;
+mod backend;
+mod cadence;
+pub mod cpu;
+mod history;
+mod host;
+pub mod locks;
+mod nvml;
+mod occupancy;
+pub mod pin;
 pub mod prober;
+mod procfs;
+mod sim;
 pub mod verdict;
 
 use std::fmt;
@@ -11,7 +23,12 @@ use serde::{Deserialize, Serialize};
 use crate::item::JobId;
 use crate::units::{Bytes, Moment};
 
-pub use verdict::{History, Verdict, verdict};
+pub use cpu::slots as cpu_slots;
+pub use history::History;
+pub use locks::Locks;
+pub use pin::{Cores, Pin, pin};
+pub use prober::{Ask, Prober};
+pub use verdict::{Verdict, verdict};
 
 /// A GPU's UUID (`GPU-…`, `MIG-…`, `SIM-…`), or `cpu`. Indexes change, this doesn't.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -107,6 +124,33 @@ pub struct Reading {
     pub excluded: Option<String>,
 }
 
+/// A device of which nothing is known yet.
+fn blank(id: DeviceId, kind: DeviceKind, now: Moment) -> Reading {
+    Reading {
+        id,
+        index: None,
+        kind,
+        name: String::new(),
+        parent: None,
+        pci: None,
+        memory_total: None,
+        memory_used: None,
+        memory_at: now,
+        utilization: Vec::new(),
+        processes: None,
+        processes_at: now,
+        pids_match: true,
+        compute_mode: None,
+        health: Health::default(),
+        temperature: None,
+        power_w: None,
+        energy_millijoules: None,
+        failures: 0,
+        failure: None,
+        excluded: None,
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ComputeMode {
     Default,
@@ -145,6 +189,8 @@ pub struct Health {
     pub recovery_action: Option<RecoveryAction>,
     /// The last critical Xid that isn't an application's fault.
     pub xid: Option<u64>,
+    /// When it was seen, to tell a second one of the same number.
+    pub xid_at: Option<Moment>,
     /// Uncorrected ECC errors since the director began to look.
     pub new_uncorrected_ecc: u64,
     pub row_remap_failed: bool,
