@@ -58,7 +58,7 @@ enum Kind {
 }
 
 impl RootError {
-    fn unavailable(message: impl Into<String>, help: impl Into<String>) -> RootError {
+    pub(crate) fn unavailable(message: impl Into<String>, help: impl Into<String>) -> RootError {
         RootError { kind: Kind::Unavailable, message: message.into(), help: help.into() }
     }
 
