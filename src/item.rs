@@ -341,6 +341,9 @@ pub struct JobRecord {
     /// Cancelled while it lay in the inbox: it is claimed only to be filed.
     #[serde(default)]
     pub cancelled: bool,
+    /// How many attempts lay behind it when it was last retried by hand: its tries are counted from there.
+    #[serde(default)]
+    pub revived_after: u32,
 }
 
 impl JobRecord {
@@ -351,6 +354,11 @@ impl JobRecord {
 
     pub fn dir(&self) -> JobDir {
         JobDir::new(&self.item_name(), self.id)
+    }
+
+    /// The attempts since the last retry by hand: what the fault rules look at.
+    pub fn tries(&self) -> impl Iterator<Item = &Attempt> {
+        self.attempts.iter().filter(|attempt| attempt.n > self.revived_after)
     }
 }
 

@@ -9,8 +9,10 @@ pub mod inbox;
 pub mod item;
 pub mod ledger;
 pub mod plan;
+pub mod root;
 pub mod spool;
 pub mod state;
+pub mod sys;
 pub mod units;
 pub mod worker;
 

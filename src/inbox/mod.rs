@@ -21,6 +21,8 @@ pub struct Candidate {
     pub route: Arc<Route>,
     /// Whether the lease test was possible and passed; the spool makes it again around the rename.
     pub lease_tested: bool,
+    /// Files beside it that belong to it (marker, manifest): the claim moves them along.
+    pub companions: Vec<ItemName>,
 }
 
 /// Which item in which intake folder. A new file of the same name is another item with another signature.

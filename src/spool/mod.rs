@@ -1,13 +1,47 @@
 //! The only writer under ROOT: claims, attempts, finishes, recovers. One thread takes all tasks that wait, does them
 //! together, and pays for one round of syncs. A kill at any point loses and repeats nothing.
 
+mod claim;
+mod desk;
+mod fault_points;
+mod finish;
+mod ground;
+mod orphans;
+mod outputs;
+mod publish;
+mod record;
+mod recover;
+mod retention;
+mod revive;
+mod shelves;
+mod space;
+mod sync;
+pub mod tally;
+mod write;
+
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender};
+use rustix::io::Errno;
+
+use crate::health::Check;
 use crate::inbox::Candidate;
 use crate::item::{Ending, JobDir, JobId, JobRecord, ResultRecord};
+use crate::root::Root;
+use crate::units::Clock;
 
-/// What the director asks of the spool. Every task is answered by one [`Answer`] with the same job.
+pub use fault_points::{FAULT_POINTS, Faults};
+pub use ground::boot_id;
+pub use record::LockNote;
+pub use recover::recover;
+pub use revive::{Place, find};
+pub use tally::Tally;
+
+/// What the director asks of the spool. A task that names a job is answered by one [`Answer`] that names it
+/// too.
 #[derive(Debug)]
 pub enum Task {
     /// Move the item into a job of its own.
@@ -20,11 +54,14 @@ pub enum Task {
     Save { record: Arc<JobRecord> },
     /// `retry` of an ended job: its result becomes `result.<k>.json`, the directory goes back to `claimed/`.
     Revive { id: JobId },
+    /// How long ended jobs are kept; none: forever. Not answered.
+    Keep { done: Option<Duration>, failed: Option<Duration> },
     /// End the thread once everything before it is done.
     Stop,
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a claim that fails is as rare as its answer is large")]
 pub enum Answer {
     /// Durable: attempt 1 may start at once.
     Claimed(Box<ClaimedJob>),
@@ -43,6 +80,12 @@ pub enum Answer {
         result: Box<ResultRecord>,
         dir: PathBuf,
     },
+    /// As `Finished`, for a job that only recovery knew: it was committed, cancelled, poison or unrecognised.
+    Filed {
+        record: Arc<JobRecord>,
+        result: Box<ResultRecord>,
+        dir: PathBuf,
+    },
     Saved {
         id: JobId,
     },
@@ -50,8 +93,11 @@ pub enum Answer {
         id: JobId,
         outcome: Result<Box<ClaimedJob>, String>,
     },
-    /// The spool can't write at present (full disk, I/O error): claims are to pause; finishes are kept and retried by it.
-    Health(crate::health::Check),
+    /// The tally is complete, or was corrected after others changed `done/` or `failed/`.
+    Counted,
+    /// The state of `Spool` or `Space`. Failed: the disk refuses (full, I/O error, read-only), so claims are to pause until
+    /// it is ok again; finishes are kept and retried by the spool. Degraded: a warning.
+    Health(Check),
 }
 
 /// A job in `claimed/`, freshly claimed, revived or recovered.
@@ -76,8 +122,51 @@ pub enum NotClaimed {
 /// What a start found in `claimed/`.
 #[derive(Debug, Default)]
 pub struct Recovered {
-    /// To run again, in the order of their arrival. Their last attempt, cut off, is ended and uncounted.
+    /// To run again, in the order of their arrival. A last attempt that was cut off is ended and uncounted; one without
+    /// `ended_at` never started, and is the next to run.
     pub jobs: Vec<ClaimedJob>,
-    /// Endings that recovery itself decided (poison, unrecognised, cancelled); already tasks of the spool.
+    /// Endings that recovery decided or found committed; the thread files them first (`Answer::Filed`).
     pub ended: u64,
+    /// Items whose claim had not become durable; they lie in the inbox again.
+    pub put_back: u64,
+    /// What people should look at.
+    pub health: Vec<Check>,
+    /// These endings, for [`start`].
+    pub backlog: Backlog,
 }
+
+/// Endings that recovery decided, on their way to the thread.
+#[derive(Debug, Default)]
+pub struct Backlog(Vec<finish::Finish>);
+
+/// The running spool.
+#[derive(Debug)]
+pub struct Spool {
+    /// Unbounded, and bounded by its users: a job has one task at a time that isn't answered yet.
+    pub tasks: Sender<Task>,
+    /// One answer a task, and health when it changes.
+    pub answers: Receiver<Answer>,
+    pub tally: Arc<Tally>,
+    pub thread: JoinHandle<()>,
+}
+
+/// Starts the thread. `recover` comes first.
+pub fn start(root: Arc<Root>, clock: Clock, backlog: Backlog) -> Result<Spool, Errno> {
+    start_with(root, clock, backlog, Faults::from_env())
+}
+
+fn start_with(root: Arc<Root>, clock: Clock, backlog: Backlog, faults: Faults) -> Result<Spool, Errno> {
+    let (tasks, inbox) = crossbeam_channel::unbounded();
+    let (outbox, answers) = crossbeam_channel::unbounded();
+    let tally = Arc::new(Tally::default());
+    let ground = Arc::new(ground::Ground::new(root, faults)?);
+    let mut desk = desk::Desk::new(ground, clock, outbox, tally.clone())?;
+    desk.take_over(backlog.0);
+    let run = move || desk.run(inbox);
+    let thread = std::thread::Builder::new().name("gamdok-spool".to_owned()).spawn(run);
+    let thread = thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
+    Ok(Spool { tasks, answers, tally, thread })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,627 @@
+//! The spool's thread: takes all tasks that wait, carries them out, pays for one round of syncs, answers. Invariants: a
+//! task is answered once, and only when what it asked for is durable; what the disk refuses is kept and tried again,
+//! written anew, and never believed on the strength of an earlier attempt.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
+use jiff::Timestamp;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::claim::{Claim, Undo, no_room};
+use super::finish::{Finish, Step};
+use super::ground::Ground;
+use super::publish::{self, Published};
+use super::retention::Retention;
+use super::revive::{self, Revived};
+use super::shelves::{self, Shelves};
+use super::space::{Room, Space};
+use super::sync::{How, Syncer};
+use super::tally::{Books, Shelf, Tally};
+use super::write::{Why, Write};
+use super::{Answer, NotClaimed, Task};
+use crate::health::{Check, What};
+use crate::item::JobId;
+use crate::units::{Clock, Moment};
+
+/// Claims of one group: as many as the planner asks for at a time.
+const CLAIMS: usize = 64;
+/// The first wait after the disk refused; doubles.
+const BACKOFF: Duration = Duration::from_millis(100);
+const BACKOFF_AT_MOST: Duration = Duration::from_secs(5);
+/// A move that nothing else follows becomes durable after this.
+const TRAILING: Duration = Duration::from_millis(20);
+/// How often low space is looked at until there is enough.
+const RECHECK: Duration = Duration::from_secs(1);
+/// How often the days are looked at for changes by others, and for what is too old.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
+/// One thing in the works.
+#[derive(Debug)]
+enum Op {
+    Claim(Box<Claim>),
+    Write(Write),
+    Finish(Box<Finish>),
+    Revived(Box<Revived>),
+}
+
+impl Op {
+    /// Everything before the round.
+    fn carry_out(&mut self, ground: &Ground, how: How) -> Result<(), Errno> {
+        match self {
+            // New ones were carried out with their own words for what is wrong; this is one that can't go back.
+            Op::Claim(claim) => claim.carry_out(ground).map_err(|_| Errno::IO),
+            Op::Write(write) => write.carry_out(ground),
+            Op::Finish(finish) => {
+                if finish.step() == Step::Fresh {
+                    finish.stage(ground)?;
+                }
+                // Whole: a result that speaks of no outputs needs no round before its name.
+                if how == How::Whole && finish.may_be_named_early() {
+                    finish.name(ground)?;
+                }
+                Ok(())
+            }
+            Op::Revived(_) => Ok(()),
+        }
+    }
+
+    fn sync_each(&mut self, ground: &Ground) -> Result<(), Errno> {
+        match self {
+            Op::Claim(claim) => claim.sync_each(),
+            Op::Write(write) => write.sync_each(),
+            Op::Finish(finish) if finish.step() == Step::Committed => Ok(()),
+            Op::Finish(finish) => finish.sync_each(ground),
+            Op::Revived(revived) => revived.sync_each(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Desk {
+    ground: Arc<Ground>,
+    syncer: Syncer,
+    space: Space,
+    shelves: Shelves,
+    books: Books,
+    retention: Retention,
+    clock: Clock,
+    queue: VecDeque<Task>,
+    /// Results that have their name, and become durable with the next round.
+    named: Vec<Op>,
+    /// What the disk refused.
+    stalled: Vec<Op>,
+    retry_at: Moment,
+    backoff: Duration,
+    /// What is wrong with writing, as it was last said.
+    trouble: Option<Check>,
+    trailing_at: Option<Moment>,
+    recheck_at: Option<Moment>,
+    housekeeping_at: Moment,
+    pruning: bool,
+    counting: bool,
+    publishing: HashMap<JobId, Box<Finish>>,
+    publisher: Option<(Sender<publish::Order>, JoinHandle<()>)>,
+    published: (Sender<Published>, Receiver<Published>),
+    answers: Sender<Answer>,
+    stopping: bool,
+}
+
+impl Desk {
+    pub(super) fn new(
+        ground: Arc<Ground>,
+        clock: Clock,
+        answers: Sender<Answer>,
+        tally: Arc<Tally>,
+    ) -> Result<Desk, Errno> {
+        Ok(Desk {
+            syncer: Syncer::new(ground.root.dir(), clock)?,
+            space: Space::new(ground.root.dir())?,
+            ground,
+            shelves: Shelves::default(),
+            books: Books::new(tally),
+            retention: Retention::default(),
+            clock,
+            queue: VecDeque::new(),
+            named: Vec::new(),
+            stalled: Vec::new(),
+            retry_at: Moment::default(),
+            backoff: BACKOFF,
+            trouble: None,
+            trailing_at: None,
+            recheck_at: None,
+            housekeeping_at: Moment::default(),
+            pruning: false,
+            counting: false,
+            publishing: HashMap::new(),
+            publisher: None,
+            published: crossbeam_channel::unbounded(),
+            answers,
+            stopping: false,
+        })
+    }
+
+    /// What recovery could not finish itself.
+    pub(super) fn take_over(&mut self, finishes: Vec<Finish>) {
+        self.stalled.extend(finishes.into_iter().map(|finish| Op::Finish(Box::new(finish))));
+    }
+
+    pub(super) fn run(mut self, tasks: Receiver<Task>) {
+        self.look_at_space();
+        let ground = self.ground.clone();
+        self.books.look(|shelf| shelves::open_shelf(&ground, shelf).ok());
+        self.counting = true;
+        self.housekeeping_at = self.clock.now() + HOUSEKEEPING;
+        while self.next(&tasks) {
+            self.turn();
+        }
+        self.end();
+    }
+
+    /// Waits for what comes first. False: everything is done that can be done, and the end was asked for.
+    fn next(&mut self, tasks: &Receiver<Task>) -> bool {
+        if self.queue.is_empty() && self.named.is_empty() && !self.stopping {
+            let wait = self.wait_for().saturating_sub(self.clock.now().0);
+            if wait > Duration::ZERO {
+                select! {
+                    recv(tasks) -> task => self.take_in(task.ok()),
+                    recv(self.published.1) -> word => word.into_iter().for_each(|word| self.published(word)),
+                    default(wait) => {}
+                }
+            } else {
+                match tasks.recv_timeout(Duration::ZERO) {
+                    Ok(task) => self.take_in(Some(task)),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => self.take_in(None),
+                }
+            }
+        }
+        while let Ok(task) = tasks.try_recv() {
+            self.take_in(Some(task));
+        }
+        while let Ok(word) = self.published.1.try_recv() {
+            self.published(word);
+        }
+        !(self.stopping && self.queue.is_empty() && self.named.is_empty())
+    }
+
+    fn take_in(&mut self, task: Option<Task>) {
+        match task {
+            Some(Task::Stop) | None => self.stopping = true,
+            Some(Task::Keep { done, failed }) => {
+                self.retention = Retention { done, failed };
+                self.pruning = done.is_some() || failed.is_some();
+            }
+            Some(task) => self.queue.push_back(task),
+        }
+    }
+
+    /// The moment of the first thing that is due by itself.
+    fn wait_for(&self) -> Duration {
+        if self.counting || (self.pruning && self.trailing_at.is_none()) {
+            return Duration::ZERO;
+        }
+        let retry = (!self.stalled.is_empty() || self.trouble.is_some()).then_some(self.retry_at);
+        let due = [Some(self.housekeeping_at), retry, self.trailing_at, self.recheck_at];
+        due.into_iter().flatten().min().unwrap_or_default().0
+    }
+
+    /// One group.
+    fn turn(&mut self) {
+        let now = self.clock.now();
+        if self.recheck_at.is_some_and(|at| at <= now) {
+            self.look_at_space();
+        }
+        let retrying = self.retry_at <= now && (!self.stalled.is_empty() || self.trouble.is_some());
+        let mut ops = std::mem::take(&mut self.named);
+        if retrying {
+            ops.append(&mut self.stalled);
+        }
+        let (claims, tasks) = self.next_group();
+        if ops.is_empty() && claims.is_empty() && tasks.is_empty() && !retrying {
+            return self.idle(now);
+        }
+        let fresh = claims.iter().map(|claim| claim.fresh_bytes()).sum();
+        let how = self.syncer.how(fresh);
+        let mut refused = Vec::new();
+        ops.extend(tasks);
+        ops.retain_mut_into(|op| op.carry_out(&self.ground, how), &mut refused);
+        ops.extend(self.move_in(claims));
+        self.round(&mut ops, how, &mut refused);
+        let clean = refused.is_empty();
+        for op in ops {
+            self.settle(op, &mut refused);
+        }
+        let ground = self.ground.clone();
+        self.books.settle(|shelf| shelves::open_shelf(&ground, shelf).ok());
+        self.refuse(refused);
+        if clean && retrying {
+            self.is_well();
+        }
+    }
+
+    /// The claims and the other things of the next group.
+    fn next_group(&mut self) -> (Vec<Box<Claim>>, Vec<Op>) {
+        let (mut claims, mut ops, mut later) = (Vec::new(), Vec::new(), VecDeque::new());
+        let mut folders: HashMap<String, Result<Arc<OwnedFd>, Errno>> = HashMap::new();
+        let mut room = None;
+        for task in std::mem::take(&mut self.queue) {
+            match task {
+                Task::Claim { .. } if claims.len() >= CLAIMS => later.push_back(task),
+                Task::Claim { id, candidate, cancelled } => {
+                    if *room.get_or_insert_with(|| self.look_at_space()) == Room::Low {
+                        let why = NotClaimed::NoRoom("too little room is left on the root's file system".to_owned());
+                        self.answer(Answer::NotClaimed { id, candidate, why });
+                        continue;
+                    }
+                    let open = || open_folder(&self.ground, &candidate.key.folder).map(Arc::new);
+                    match folders.entry(candidate.key.folder.clone()).or_insert_with(open).clone() {
+                        Ok(folder) => claims.push(Box::new(Claim::new(&self.ground, folder, id, candidate, cancelled))),
+                        Err(error) => self.answer(Answer::NotClaimed { id, candidate, why: no_folder(error) }),
+                    }
+                }
+                Task::Prepare { record } => ops.push(Op::Write(Write::new(record, Why::Prepare))),
+                Task::Save { record } => ops.push(Op::Write(Write::new(record, Why::Save))),
+                Task::Finish { record, ending } => ops.push(Op::Finish(Box::new(Finish::new(record, ending)))),
+                Task::Revive { id } => match revive::revive(&self.ground, id) {
+                    Ok(revived) => ops.push(Op::Revived(Box::new(revived))),
+                    Err(words) => self.answer(Answer::Revived { id, outcome: Err(words) }),
+                },
+                // Taken in at the door.
+                Task::Keep { .. } | Task::Stop => {}
+            }
+        }
+        self.queue = later;
+        (claims, ops)
+    }
+
+    fn move_in(&mut self, claims: Vec<Box<Claim>>) -> Vec<Op> {
+        let mut moved = Vec::with_capacity(claims.len());
+        for mut claim in claims {
+            match claim.carry_out(&self.ground) {
+                Ok(()) => moved.push(Op::Claim(claim)),
+                Err(why) => moved.extend(self.undo(claim, why)),
+            }
+        }
+        moved
+    }
+
+    /// Answers a claim that failed; what can't go back goes on.
+    fn undo(&mut self, claim: Box<Claim>, why: NotClaimed) -> Option<Op> {
+        let id = claim.id;
+        if let NotClaimed::NoRoom(words) = &why {
+            self.say_unwell(words.clone());
+        }
+        match claim.undo(&self.ground, why) {
+            Undo::Kept(kept) => Some(Op::Claim(kept)),
+            Undo::Undone(candidate, why) => {
+                self.answer(Answer::NotClaimed { id, candidate: *candidate, why });
+                None
+            }
+        }
+    }
+
+    /// Makes everything durable; what isn't goes to `refused`.
+    fn round(&mut self, ops: &mut Vec<Op>, how: How, refused: &mut Vec<(Op, Errno)>) {
+        if ops.is_empty() && !self.shelves.has_unsynced() {
+            return;
+        }
+        let mut outcome = self.ground.faults.at("round.sync");
+        if outcome.is_ok() {
+            match how {
+                How::Whole => outcome = self.syncer.whole(),
+                How::Each => {
+                    ops.retain_mut_into(|op| op.sync_each(&self.ground), refused);
+                    outcome = self.sync_shared(ops);
+                }
+            }
+        }
+        match outcome {
+            Ok(()) => {
+                self.shelves.are_synced();
+                self.trailing_at = None;
+            }
+            Err(error) => refused.extend(ops.drain(..).map(|op| (op, error))),
+        }
+    }
+
+    fn sync_shared(&self, ops: &[Op]) -> Result<(), Errno> {
+        self.shelves.sync_each(&self.ground)?;
+        rustix::fs::fsync(self.ground.claimed())?;
+        let mut synced: Vec<*const OwnedFd> = Vec::new();
+        for op in ops {
+            if let Op::Claim(claim) = op {
+                let folder = claim.folder();
+                if !synced.contains(&std::ptr::from_ref(folder)) {
+                    rustix::fs::fsync(folder)?;
+                    synced.push(folder);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After the round: answers, or the next step.
+    fn settle(&mut self, op: Op, refused: &mut Vec<(Op, Errno)>) {
+        match op {
+            Op::Claim(claim) => match self.ground.faults.at("claim.synced") {
+                Ok(()) => self.answer(Answer::Claimed(claim.into_job())),
+                Err(error) => refused.push((Op::Claim(claim), error)),
+            },
+            Op::Write(write) => match self.ground.faults.at("record.synced") {
+                Ok(()) => {
+                    let id = write.record.id;
+                    self.answer(match write.why {
+                        Why::Prepare => Answer::Prepared { id },
+                        Why::Save => Answer::Saved { id },
+                    });
+                }
+                Err(error) => refused.push((Op::Write(write), error)),
+            },
+            Op::Revived(revived) => {
+                let _ = self.ground.faults.at("revive.synced");
+                let place = &revived.place;
+                self.books.moved(place.shelf, &place.day, revived.outcome, false);
+                self.answer(Answer::Revived { id: revived.id(), outcome: Ok(revived.into_job()) });
+            }
+            Op::Finish(mut finish) => {
+                let outcome = match finish.step() {
+                    // Its outputs are durable; now it may say so. The next round makes that durable.
+                    Step::Staged => match finish.name(&self.ground) {
+                        Ok(()) => return self.named.push(Op::Finish(finish)),
+                        Err(error) => Err(error),
+                    },
+                    _ => {
+                        finish.commit();
+                        self.ground.faults.at("finish.committed").and_then(|()| self.hand_over(&finish))
+                    }
+                };
+                match outcome {
+                    Ok(true) => drop(self.publishing.insert(finish.record.id, finish)),
+                    Ok(false) => self.file(finish, refused),
+                    Err(error) => refused.push((Op::Finish(finish), error)),
+                }
+            }
+        }
+    }
+
+    /// Gives the publisher what is to be published. True: the job is filed when that is done.
+    fn hand_over(&mut self, finish: &Finish) -> Result<bool, Errno> {
+        let Some(order) = finish.to_publish(&self.ground)? else { return Ok(false) };
+        if self.publisher.is_none() {
+            // Bounded by the jobs in `Committing`, each of which has one order at most.
+            let (orders, inbox) = crossbeam_channel::unbounded();
+            let answers = self.published.0.clone();
+            let run = move || publish::run(inbox, answers, super::Faults::from_env());
+            match std::thread::Builder::new().name("gamdok-publish".to_owned()).spawn(run) {
+                Ok(thread) => self.publisher = Some((orders, thread)),
+                Err(error) => {
+                    self.answer(Answer::Health(Check::degraded(
+                        What::Spool,
+                        format!("cannot publish outputs: {error}"),
+                    )));
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(self.publisher.as_ref().is_some_and(|(orders, _)| orders.send(order).is_ok()))
+    }
+
+    fn published(&mut self, (id, outcome): Published) {
+        if let Err(words) = outcome {
+            tracing::warn!(job = %id, "{words}");
+            self.answer(Answer::Health(Check::degraded(What::Spool, words)));
+        }
+        let Some(finish) = self.publishing.remove(&id) else { return };
+        let mut refused = Vec::new();
+        match self.ground.faults.at("finish.published") {
+            Ok(()) => self.file(finish, &mut refused),
+            Err(error) => refused.push((Op::Finish(finish), error)),
+        }
+        self.refuse(refused);
+    }
+
+    /// Moves a committed job to its day.
+    fn file(&mut self, finish: Box<Finish>, refused: &mut Vec<(Op, Errno)>) {
+        let (outcome, day) = (finish.outcome(), finish.day());
+        let moved = self.shelves.file(&self.ground, outcome, &day, finish.dir.as_str());
+        let dir = match moved.and_then(|dir| self.ground.faults.at("finish.moved").map(|()| dir)) {
+            Ok(dir) => dir,
+            Err(error) => {
+                if error == Errno::EXIST {
+                    tracing::error!(
+                        job = finish.dir.as_str(),
+                        day,
+                        "a job of this id lies there already: neither is touched"
+                    );
+                }
+                return refused.push((Op::Finish(finish), error));
+            }
+        };
+        self.books.moved(Shelf::of(outcome), &day, outcome, true);
+        self.trailing_at = Some(self.clock.now() + TRAILING);
+        if let Some(answer) = finish.into_answer(dir) {
+            self.answer(answer);
+        }
+    }
+
+    /// Keeps what the disk refused, tells people, and sets the time of the next try.
+    fn refuse(&mut self, refused: Vec<(Op, Errno)>) {
+        let Some((_, error)) = refused.last() else { return };
+        let error = *error;
+        let mut freed = false;
+        if matches!(error, Errno::NOSPC | Errno::DQUOT) {
+            let (gave_up, check) = self.space.is_full(error);
+            freed = gave_up;
+            check.into_iter().for_each(|check| self.answer(Answer::Health(check)));
+            self.recheck_at = Some(self.clock.now() + RECHECK);
+        } else {
+            self.say_unwell(format!("writing under the root fails ({error}); what has ended is kept and tried again"));
+        }
+        for (op, error) in refused {
+            match op {
+                Op::Claim(claim) => {
+                    let kept = self.undo(claim, no_room(error));
+                    self.stalled.extend(kept);
+                }
+                Op::Finish(mut finish) => {
+                    finish.reset();
+                    self.stalled.push(Op::Finish(finish));
+                }
+                other => self.stalled.push(other),
+            }
+        }
+        let wait = if freed { Duration::ZERO } else { self.backoff };
+        self.retry_at = self.clock.now() + wait;
+        self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);
+    }
+
+    fn say_unwell(&mut self, words: String) {
+        let check = Check::failed(What::Spool, words);
+        if self.trouble.as_ref() != Some(&check) {
+            tracing::error!("{}", check.message);
+            if self.trouble.is_none() {
+                self.retry_at = self.clock.now() + self.backoff;
+            }
+            self.trouble = Some(check.clone());
+            self.answer(Answer::Health(check));
+        }
+    }
+
+    /// Everything that was tried again went through.
+    fn is_well(&mut self) {
+        if self.stalled.is_empty() && self.trouble.is_some() {
+            if let Err(error) = self.space.try_writing() {
+                tracing::debug!(%error, "writing still fails");
+                self.retry_at = self.clock.now() + self.backoff;
+                self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);
+                return;
+            }
+            self.trouble = None;
+            self.answer(Answer::Health(Check::ok(What::Spool)));
+        }
+        self.backoff = BACKOFF;
+    }
+
+    fn look_at_space(&mut self) -> Room {
+        let (room, check) = self.space.look();
+        check.into_iter().for_each(|check| self.answer(Answer::Health(check)));
+        self.recheck_at = (!self.space.is_ok()).then(|| self.clock.now() + RECHECK);
+        room
+    }
+
+    /// What is done when nothing else is.
+    fn idle(&mut self, now: Moment) {
+        if self.trailing_at.is_some_and(|at| at <= now) {
+            let how = self.syncer.how(0);
+            let mut refused = Vec::new();
+            self.round(&mut Vec::new(), how, &mut refused);
+            // A move that isn't durable is made again at the next start.
+            self.trailing_at = None;
+            return;
+        }
+        let ground = self.ground.clone();
+        let shelf_dir = |shelf| shelves::open_shelf(&ground, shelf).ok();
+        if self.counting {
+            if self.books.count_one(shelf_dir) {
+                self.counting = false;
+                self.answer(Answer::Counted);
+            }
+        } else if self.pruning && self.trailing_at.is_none() {
+            self.prune();
+        } else if self.housekeeping_at <= now {
+            self.housekeeping_at = now + HOUSEKEEPING;
+            self.books.look(shelf_dir);
+            self.counting = self.books.has_work();
+            self.pruning = self.retention.done.is_some() || self.retention.failed.is_some();
+        }
+    }
+
+    fn prune(&mut self) {
+        match self.retention.step(&self.ground, Timestamp::now()) {
+            Ok(Some(removed)) => {
+                for outcome in removed.outcomes {
+                    self.books.moved(removed.shelf, &removed.day, outcome, false);
+                }
+                tracing::info!(
+                    shelf = removed.shelf.name(),
+                    day = removed.day,
+                    more = removed.more,
+                    "removed old jobs"
+                );
+            }
+            Ok(None) => self.pruning = false,
+            Err(error) => {
+                tracing::warn!(%error, "old jobs can't be removed");
+                self.pruning = false;
+            }
+        }
+    }
+
+    /// The last round. What the disk still refuses stays in `claimed/`, for the next start.
+    fn end(mut self) {
+        if let Some((orders, thread)) = self.publisher.take() {
+            drop(orders);
+            let _ = thread.join();
+            while let Ok(word) = self.published.1.try_recv() {
+                self.published(word);
+            }
+        }
+        if !self.stalled.is_empty() {
+            self.retry_at = self.clock.now();
+            self.turn();
+            self.turn();
+        }
+        if self.shelves.has_unsynced() {
+            let how = self.syncer.how(0);
+            self.round(&mut Vec::new(), how, &mut Vec::new());
+        }
+        if !self.stalled.is_empty() {
+            tracing::error!(
+                jobs = self.stalled.len(),
+                "the disk refused to the end; the next start finishes these jobs"
+            );
+        }
+    }
+
+    fn answer(&self, answer: Answer) {
+        // A director that is gone needs no answers; the directories tell its successor.
+        let _ = self.answers.send(answer);
+    }
+}
+
+/// Opens an intake folder anew for each group: it may have been replaced.
+fn open_folder(ground: &Ground, folder: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let path = if folder.is_empty() { "inbox".to_owned() } else { format!("inbox/{folder}") };
+    rustix::fs::openat(ground.root.dir(), path, flags, Mode::empty())
+}
+
+fn no_folder(error: Errno) -> NotClaimed {
+    match error {
+        Errno::NOENT | Errno::NOTDIR => NotClaimed::Gone,
+        Errno::ACCESS => NotClaimed::Refused("its folder can't be opened: no permission".to_owned()),
+        error => no_room(error),
+    }
+}
+
+/// Keeps what a step succeeds on, and moves the rest over with the error.
+trait RetainMutInto {
+    fn retain_mut_into(&mut self, step: impl FnMut(&mut Op) -> Result<(), Errno>, refused: &mut Vec<(Op, Errno)>);
+}
+
+impl RetainMutInto for Vec<Op> {
+    fn retain_mut_into(&mut self, mut step: impl FnMut(&mut Op) -> Result<(), Errno>, refused: &mut Vec<(Op, Errno)>) {
+        for mut op in std::mem::take(self) {
+            match step(&mut op) {
+                Ok(()) => self.push(op),
+                Err(error) => refused.push((op, error)),
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What every step of the spool stands on: the open directories, the boot, the fault points.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+
+use super::fault_points::Faults;
+use super::record;
+use crate::item::JobRecord;
+use crate::root::Root;
+
+#[derive(Debug)]
+pub(super) struct Ground {
+    pub(super) root: Arc<Root>,
+    pub(super) faults: Faults,
+    /// Empty where the kernel doesn't tell.
+    pub(super) boot_id: String,
+    pub(super) network: bool,
+    claimed: OwnedFd,
+}
+
+impl Ground {
+    pub(super) fn new(root: Arc<Root>, faults: Faults) -> Result<Ground, Errno> {
+        let claimed = record::open_dir(root.dir(), "claimed")?;
+        let network = root.is_network();
+        Ok(Ground { root, faults, boot_id: boot_id(), network, claimed })
+    }
+
+    pub(super) fn claimed(&self) -> BorrowedFd<'_> {
+        self.claimed.as_fd()
+    }
+
+    /// A job's directory, made again when someone took it away: its outcome needs a place.
+    pub(super) fn open_job(&self, job: &JobRecord, dir: &str) -> Result<OwnedFd, Errno> {
+        match record::open_dir(&self.claimed, dir) {
+            Err(Errno::NOENT) => {
+                tracing::error!(
+                    job = dir,
+                    "the job's directory is gone from claimed/; it is made again, without its item"
+                );
+                self.make_job(dir)?;
+                let made = record::open_dir(&self.claimed, dir)?;
+                record::write(&made, record::JOB, &record::job_json(job)?)?;
+                Ok(made)
+            }
+            other => other,
+        }
+    }
+
+    /// Makes a job's directory with what it must have before a payload moves in.
+    pub(super) fn make_job(&self, dir: &str) -> Result<OwnedFd, Errno> {
+        rustix::fs::mkdirat(&self.claimed, dir, Mode::RWXU)?;
+        let job = record::open_dir(&self.claimed, dir)?;
+        rustix::fs::mkdirat(&job, record::ITEM, Mode::RWXU)?;
+        rustix::fs::mkdirat(&job, record::OUT, Mode::RWXU)?;
+        record::write(&job, record::LOCK, b"")?;
+        Ok(job)
+    }
+
+    /// The record as it is to be written: by this boot.
+    pub(super) fn stamped<'a>(&self, record: &'a JobRecord) -> std::borrow::Cow<'a, JobRecord> {
+        if record.boot_id == self.boot_id {
+            return std::borrow::Cow::Borrowed(record);
+        }
+        std::borrow::Cow::Owned(JobRecord { boot_id: self.boot_id.clone(), ..record.clone() })
+    }
+}
+
+/// A number that changes with each boot: no process of another one can be alive.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}

@@ -1,0 +1,240 @@
+//! What is still alive of jobs whose director died: found by the lock that their processes inherited, the group noted in
+//! it, and `GAMDOK_ID` in their environment; and ended, since an item never runs twice at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::ground::Ground;
+use super::record::{self, LOCK, LockNote};
+use crate::item::JobId;
+use crate::units::{Clock, Moment};
+
+/// A job that may have living processes.
+#[derive(Debug)]
+pub(super) struct Suspect {
+    pub(super) id: JobId,
+    pub(super) dir: String,
+    /// Between SIGTERM and SIGKILL.
+    pub(super) grace: Duration,
+}
+
+/// What survives SIGKILL this long hangs in the kernel.
+const AFTER_KILL: Duration = Duration::from_secs(10);
+/// What is forked while we look is found by the next look.
+const LOOKS: usize = 5;
+
+/// Ends everything that lives; answers with the jobs of which something still does.
+pub(super) fn end_all(ground: &Ground, clock: Clock, suspects: &[Suspect]) -> BTreeSet<JobId> {
+    let mut alive = BTreeSet::new();
+    for _ in 0..LOOKS {
+        let locks: BTreeMap<JobId, Lock> =
+            suspects.iter().filter_map(|suspect| Some((suspect.id, Lock::look(ground, &suspect.dir)?))).collect();
+        let processes = sweep(locks.values().any(|lock| lock.held));
+        let mut victims = Vec::new();
+        alive.clear();
+        for suspect in suspects {
+            let lock = locks.get(&suspect.id);
+            let theirs: Vec<_> =
+                processes.iter().filter(|p| belongs(p, suspect.id, lock, ground, &processes)).collect();
+            if !theirs.is_empty() || lock.is_some_and(|lock| lock.held) {
+                alive.insert(suspect.id);
+            }
+            victims.extend(theirs.iter().map(|process| (process.pid, suspect.grace)));
+            if !theirs.is_empty() {
+                let pids: Vec<_> = theirs.iter().map(|process| process.pid).collect();
+                tracing::warn!(job = suspect.dir, ?pids, "ending what outlived the last director");
+            }
+        }
+        if victims.is_empty() {
+            break;
+        }
+        end(&victims, clock);
+    }
+    alive
+}
+
+struct Lock {
+    held: bool,
+    note: Option<LockNote>,
+    inode: (u64, u64),
+}
+
+impl Lock {
+    fn look(ground: &Ground, dir: &str) -> Option<Lock> {
+        let job = record::open_dir(ground.claimed(), dir).ok()?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&job, LOCK, flags, Mode::empty()).ok()?;
+        let held = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => false,
+            Err(error) => error == Errno::WOULDBLOCK,
+        };
+        let stat = rustix::fs::fstat(&file).ok()?;
+        let note = record::read(&job, LOCK).ok().flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Some(Lock { held, note, inode: (stat.st_dev, stat.st_ino) })
+    }
+}
+
+#[derive(Debug)]
+struct Process {
+    pid: i32,
+    group: i32,
+    start_ticks: u64,
+    job: Option<JobId>,
+    /// Device and inode of its open files; only looked at when a lock is held.
+    files: Vec<(u64, u64)>,
+}
+
+fn belongs(process: &Process, id: JobId, lock: Option<&Lock>, ground: &Ground, all: &[Process]) -> bool {
+    if process.job.is_some() {
+        return process.job == Some(id);
+    }
+    let Some(lock) = lock else { return false };
+    if lock.held && process.files.contains(&lock.inode) {
+        return true;
+    }
+    let Some(note) = &lock.note else { return false };
+    if note.boot_id != ground.boot_id || process.group != note.pid {
+        return false;
+    }
+    // A leader that started at another time is another process of the same number, and so is its group.
+    match all.iter().find(|leader| leader.pid == note.pid) {
+        Some(leader) => leader.start_ticks == note.start_ticks,
+        None => process.start_ticks >= note.start_ticks,
+    }
+}
+
+/// All living processes of this user, but this one.
+fn sweep(with_files: bool) -> Vec<Process> {
+    let own = rustix::process::geteuid().as_raw();
+    let me = std::process::id();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // Each of these can end between two looks.
+        let ours = entry.metadata().is_ok_and(|metadata| metadata.uid() == own);
+        if !ours || pid == me {
+            continue;
+        }
+        let path = entry.path();
+        let Ok(stat) = std::fs::read(path.join("stat")) else { continue };
+        let Some((group, start_ticks)) = parse_stat(&stat) else { continue };
+        let environ = std::fs::read(path.join("environ")).unwrap_or_default();
+        let files = if with_files { open_files(&path.join("fd")) } else { Vec::new() };
+        found.push(Process { pid: pid as i32, group, start_ticks, job: job_of(&environ), files });
+    }
+    found
+}
+
+fn open_files(dir: &std::path::Path) -> Vec<(u64, u64)> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let files = entries.flatten().filter_map(|entry| std::fs::metadata(entry.path()).ok());
+    files.map(|metadata| (metadata.dev(), metadata.ino())).collect()
+}
+
+/// The group and the start of a process that isn't dead; its name may hold anything, spaces and parentheses too.
+fn parse_stat(stat: &[u8]) -> Option<(i32, u64)> {
+    let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
+    let text = std::str::from_utf8(&stat[after..]).ok()?;
+    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
+    let dead = matches!(*fields.first()?, "Z" | "X" | "x");
+    if dead { None } else { Some((fields.get(2)?.parse().ok()?, fields.get(19)?.parse().ok()?)) }
+}
+
+fn job_of(environ: &[u8]) -> Option<JobId> {
+    let value = environ.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"GAMDOK_ID="))?;
+    OsStr::from_bytes(value).to_str()?.parse().ok()
+}
+
+/// SIGTERM, and SIGKILL for what is there after its grace.
+fn end(victims: &[(i32, Duration)], clock: Clock) {
+    let now = clock.now();
+    let mut living: Vec<(OwnedFd, Moment, bool)> = Vec::new();
+    for (pid, grace) in victims {
+        let opened = Pid::from_raw(*pid).ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        match opened.and_then(|fd| pidfd_send_signal(&fd, Signal::TERM).map(|()| fd)) {
+            Ok(fd) => {
+                // A stopped process takes the signal only when it goes on.
+                let _ = pidfd_send_signal(&fd, Signal::CONT);
+                living.push((fd, now + *grace, false));
+            }
+            Err(Errno::SRCH) => {}
+            Err(error) => tracing::error!(pid, %error, "a process of an earlier director can't be ended"),
+        }
+    }
+    while !living.is_empty() {
+        let now = clock.now();
+        living.retain_mut(|(fd, until, killed)| {
+            if *until > now {
+                return true;
+            }
+            if *killed {
+                return false;
+            }
+            (*killed, *until) = (true, now + AFTER_KILL);
+            pidfd_send_signal(&*fd, Signal::KILL).is_ok()
+        });
+        let Some(next) = living.iter().map(|(_, until, _)| *until).min() else { return };
+        let wait = Timespec::try_from(next.since(now) + Duration::from_millis(1)).ok();
+        let mut polled: Vec<PollFd<'_>> = living.iter().map(|(fd, ..)| PollFd::new(fd, PollFlags::IN)).collect();
+        if let Err(error) = poll(&mut polled, wait.as_ref())
+            && error != Errno::INTR
+        {
+            tracing::error!(%error, "cannot wait for the processes of an earlier director");
+            return;
+        }
+        let ended: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
+        let mut ended = ended.into_iter();
+        living.retain(|_| !ended.next().unwrap_or(false));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_read_whatever_its_name() {
+        let rest = "S 1 4242 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 98765 0 0";
+        let check = |name: &str, expected| {
+            assert_eq!(parse_stat(format!("17 ({name}) {rest}").as_bytes()), expected, "{name}");
+        };
+        check("true", Some((4242, 98765)));
+        check("a) S 1 (b", Some((4242, 98765)));
+        assert_eq!(parse_stat(b"17 (x) Z 1 4242 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 98765 0 0"), None);
+        assert_eq!(parse_stat(b"17"), None);
+    }
+
+    #[test]
+    fn only_the_noted_group_of_this_boot_belongs() {
+        let root = super::super::tests::Place::new();
+        let ground = root.ground();
+        let id = JobId(ulid::Ulid::generate());
+        let process = |pid, group, start_ticks, job| Process { pid, group, start_ticks, job, files: vec![(1, 2)] };
+        let note = |boot: &str| Lock {
+            held: false,
+            note: Some(LockNote { attempt: 1, pid: 10, start_ticks: 100, boot_id: boot.to_owned() }),
+            inode: (1, 2),
+        };
+        let check = |all: &[Process], lock: &Lock, expected: &[bool]| {
+            let found: Vec<_> = all.iter().map(|p| belongs(p, id, Some(lock), &ground, all)).collect();
+            assert_eq!(found, expected, "{all:?}");
+        };
+        let (boot, other) = (note(&ground.boot_id), JobId(ulid::Ulid::generate()));
+        check(&[process(10, 10, 100, None), process(11, 10, 101, None)], &boot, &[true, true]);
+        check(&[process(10, 10, 999, None), process(11, 10, 1000, None)], &boot, &[false, false]);
+        check(&[process(11, 10, 101, None), process(12, 12, 101, None)], &boot, &[true, false]);
+        check(&[process(10, 10, 100, None)], &note("another"), &[false]);
+        check(&[process(50, 50, 1, Some(id)), process(10, 10, 100, Some(other))], &boot, &[true, false]);
+        check(&[process(60, 60, 1, None)], &Lock { held: true, ..boot }, &[true]);
+    }
+}

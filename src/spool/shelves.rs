@@ -1,0 +1,107 @@
+//! `done/` and `failed/`: the day directories, and the move that files a job.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
+
+use super::ground::Ground;
+use super::record;
+use super::tally::Shelf;
+use crate::item::Outcome;
+
+/// Days kept open; more only while jobs of many days are filed at once.
+const OPEN: usize = 8;
+
+#[derive(Debug, Default)]
+pub(super) struct Shelves {
+    open: BTreeMap<(Shelf, String), OwnedFd>,
+    /// Days with moves that no round has covered yet, and the shelves of new days.
+    unsynced: BTreeSet<(Shelf, String)>,
+    new_days: BTreeSet<Shelf>,
+}
+
+pub(super) fn open_shelf(ground: &Ground, shelf: Shelf) -> Result<OwnedFd, Errno> {
+    let name = shelf.name();
+    match record::open_dir(ground.root.dir(), name) {
+        Err(Errno::NOENT) => {
+            rustix::fs::mkdirat(ground.root.dir(), name, Mode::RWXU)?;
+            record::open_dir(ground.root.dir(), name)
+        }
+        other => other,
+    }
+}
+
+impl Shelves {
+    /// Moves a job's directory from `claimed/` to its day; answers where it lies now.
+    pub(super) fn file(&mut self, ground: &Ground, outcome: Outcome, day: &str, dir: &str) -> Result<PathBuf, Errno> {
+        let shelf = Shelf::of(outcome);
+        let key = (shelf, day.to_owned());
+        if self.open.len() >= OPEN && !self.open.contains_key(&key) {
+            self.open.clear();
+        }
+        let mut again = true;
+        loop {
+            if !self.open.contains_key(&key) {
+                let opened = self.open_day(ground, shelf, day)?;
+                self.open.insert(key.clone(), opened);
+            }
+            let Some(place) = self.open.get(&key) else { return Err(Errno::BADF) };
+            match record::rename_new(ground.claimed(), dir, place, dir) {
+                Ok(()) => break,
+                // A reply that got lost: it is there and no longer here.
+                Err(_) if is_at(place, dir) && !is_at(ground.claimed(), dir) => break,
+                // Someone removed the day; the open one is nowhere.
+                Err(Errno::NOENT) if again && is_at(ground.claimed(), dir) => {
+                    self.open.remove(&key);
+                    again = false;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.unsynced.insert(key);
+        Ok(ground.root.path().join(shelf.name()).join(day).join(dir))
+    }
+
+    fn open_day(&mut self, ground: &Ground, shelf: Shelf, day: &str) -> Result<OwnedFd, Errno> {
+        let parent = open_shelf(ground, shelf)?;
+        match rustix::fs::mkdirat(&parent, day, Mode::RWXU) {
+            Ok(()) => {
+                self.new_days.insert(shelf);
+            }
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+        record::open_dir(&parent, day)
+    }
+
+    pub(super) fn has_unsynced(&self) -> bool {
+        !self.unsynced.is_empty()
+    }
+
+    /// One by one; the targets first, then where they came from is the caller's.
+    pub(super) fn sync_each(&self, ground: &Ground) -> Result<(), Errno> {
+        for key in &self.unsynced {
+            match self.open.get(key) {
+                Some(day) => rustix::fs::fsync(day)?,
+                None => rustix::fs::fsync(record::open_dir(open_shelf(ground, key.0)?, key.1.as_str())?)?,
+            }
+        }
+        for shelf in &self.new_days {
+            rustix::fs::fsync(open_shelf(ground, *shelf)?)?;
+        }
+        Ok(())
+    }
+
+    /// A round has covered all moves before it.
+    pub(super) fn are_synced(&mut self) {
+        self.unsynced.clear();
+        self.new_days.clear();
+    }
+}
+
+fn is_at(dir: impl AsFd, name: &str) -> bool {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
