@@ -248,8 +248,7 @@ mod tests {
         descriptors.extend(extra);
         let env = [("PATH".into(), "/usr/bin:/bin".into()), ("ODD".into(), "a=b c\u{e4}".into())];
         let cwd = Path::new("/");
-        let spawn =
-            Spawn { program: Path::new("/bin/sh"), argv: &argv, env: &env, cwd, descriptors: &descriptors };
+        let spawn = Spawn { program: Path::new("/bin/sh"), argv: &argv, env: &env, cwd, descriptors: &descriptors };
         let pid = spawn.start().unwrap();
         let status = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED).unwrap().unwrap();
         let mut text = String::new();
@@ -291,7 +290,9 @@ mod tests {
         let fds: Vec<BorrowedFd> = files.iter().map(|file| file.as_fd()).collect();
         assert_eq!(sh("cat <&3; cat <&4; cat <&5", &fds).0, "three\nfour\nfive\n");
         let fds = [fds[2], fds[0], fds[1]];
-        files.iter().for_each(|file| drop(rustix::fs::seek(file, rustix::fs::SeekFrom::Start(0))));
+        for file in &files {
+            rustix::fs::seek(file, rustix::fs::SeekFrom::Start(0)).unwrap();
+        }
         assert_eq!(sh("cat <&3; cat <&4; cat <&5", &fds).0, "five\nthree\nfour\n");
     }
 
