@@ -114,7 +114,7 @@ impl<'a> Attempt<'a> {
         let channel = self.look_after(&process, channel, &mut log, begun);
         let exit = process.wait();
         (self.report.ended_at, self.report.ran) = (Timestamp::now(), begun.elapsed());
-        let said_to_the_end = channel.map_or(Ok(()), |channel| self.drain(&channel));
+        let said_to_the_end = self.hear_out(channel);
         let leader = Some((process.pid(), process.start_ticks));
         strays::end(&Trail { job: launch.job, leader, dir: &launch.dir }, launch.kill_grace);
         drop(process);
@@ -277,7 +277,8 @@ impl<'a> Attempt<'a> {
     /// Takes in what lies in the channel, as far as the chunk reaches.
     fn listen(&mut self, channel: &OwnedFd, chunk: &mut [u8]) -> Result<Heard, Broken> {
         let read = match recv(channel, &mut *chunk, RecvFlags::DONTWAIT) {
-            Ok((0, _)) => return self.hear(|reader, hear| reader.finish(hear)).map(|()| Heard::TheEnd),
+            // A line without an end waits for how the process ends: its death, too, closes the channel.
+            Ok((0, _)) => return Ok(Heard::TheEnd),
             Ok((read, _)) => read,
             Err(Errno::INTR | Errno::AGAIN) => return Ok(Heard::Something),
             // Reset by a process that died: nothing more will come.
@@ -287,8 +288,15 @@ impl<'a> Attempt<'a> {
         Ok(Heard::Something)
     }
 
-    /// What the process said before it ended. Others may hold the channel open and go on talking: what lies there now is
-    /// all that counts.
+    /// The last of what the process said.
+    fn hear_out(&mut self, channel: Option<OwnedFd>) -> Result<(), Broken> {
+        if let Some(channel) = channel {
+            self.drain(&channel)?;
+        }
+        self.hear(|reader, hear| reader.finish(hear))
+    }
+
+    /// Others may hold the channel open and go on talking: what lies there now is all that counts.
     fn drain(&mut self, channel: &OwnedFd) -> Result<(), Broken> {
         let mut left = rustix::io::ioctl_fionread(channel).unwrap_or(0) as usize;
         let mut chunk = vec![0; left.min(CHUNK)];
@@ -303,7 +311,7 @@ impl<'a> Attempt<'a> {
             left -= read;
             self.hear(|reader, hear| reader.feed(&chunk[..read], hear))?;
         }
-        self.hear(|reader, hear| reader.finish(hear))
+        Ok(())
     }
 
     fn hear(

@@ -184,7 +184,8 @@ fn over_time_it_is_asked_then_killed() {
 
 #[test]
 fn a_stop_ends_it_with_its_reason() {
-    let mut running = Job::sh(&format!("{SAY} trap 'exit 0' TERM; say ready; sleep 1000 & wait")).start();
+    let mut job = Job::sh(&format!("{SAY} trap 'exit 0' TERM; say ready; sleep 1000 & wait"));
+    let mut running = job.start();
     running.await_progress("ready");
     running.handle.stop(StopWhy::Shutdown);
     running.handle.stop(StopWhy::Cancelled);
