@@ -1,6 +1,23 @@
 //! Workers: one short-lived thread for each attempt. It starts the process, listens to it, ends it, kills what it left
 //! behind, and reports exactly once, whatever happens.
 
+mod attempt;
+mod channel;
+mod item_check;
+mod launch;
+mod lock;
+mod log;
+mod outbox;
+mod outputs;
+mod proc_stat;
+mod process;
+mod program;
+mod strays;
+mod template;
+#[cfg(test)]
+mod tests;
+mod thread;
+
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -12,6 +29,15 @@ use serde_json::value::RawValue;
 
 use crate::item::{JobId, StopWhy};
 use crate::units::{Bytes, Moment};
+
+pub use launch::{DeviceWords, Expanded, Facts, expand};
+pub use lock::{LockRecord, boot_id, is_held};
+pub use strays::{adopt_orphans, end_leftovers};
+pub use template::{Placeholder, TemplateError, check_template, has_placeholder};
+pub use thread::{Handle, start};
+
+/// The descriptor of the report channel in the worker's process.
+pub const CHANNEL_FD: i32 = 3;
 
 /// Everything one attempt needs; prepared by the director, nothing left to decide.
 #[derive(Debug)]

@@ -1,0 +1,153 @@
+//! Whether the outputs a route declares are there: for each pattern something in `out/` that matches it and isn't empty.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+/// Deeper than anyone's results, and short of what a path can name.
+const MAX_DEPTH: usize = 64;
+
+/// The patterns that nothing in `out` satisfies. A pattern with a `/` is matched against the path below `out`, one
+/// without against a name at any depth. An empty file or folder satisfies nothing.
+pub(super) fn missing(out: &Path, patterns: &[String]) -> io::Result<Vec<String>> {
+    let mut open: Vec<Pattern> = Vec::new();
+    for text in patterns {
+        // Most are plain names, one look each.
+        if !is_literal(text) || !is_something(&out.join(text))? {
+            open.push(Pattern::new(text));
+        }
+    }
+    if !open.is_empty() {
+        walk(out, out, 0, &mut open)?;
+    }
+    Ok(open.into_iter().map(|pattern| pattern.text).collect())
+}
+
+struct Pattern {
+    text: String,
+    /// None for one that can't be read; nothing matches it then.
+    matcher: Option<GlobMatcher>,
+    whole_path: bool,
+}
+
+impl Pattern {
+    fn new(text: &str) -> Pattern {
+        let glob = GlobBuilder::new(text.trim_start_matches("./")).literal_separator(true).build();
+        Pattern {
+            text: text.to_owned(),
+            matcher: glob.ok().map(|glob| glob.compile_matcher()),
+            whole_path: text.contains('/'),
+        }
+    }
+
+    fn takes(&self, below: &Path) -> bool {
+        let subject = if self.whole_path { below } else { below.file_name().map(Path::new).unwrap_or(below) };
+        self.matcher.as_ref().is_some_and(|matcher| matcher.is_match(subject))
+    }
+}
+
+fn is_literal(text: &str) -> bool {
+    // What leads out of `out/` satisfies nothing, so it goes the way of the patterns.
+    !text.contains(['*', '?', '[', ']', '{', '}', '\\'])
+        && Path::new(text).components().all(|part| matches!(part, std::path::Component::Normal(_)))
+}
+
+/// Takes the satisfied patterns out of `open`; ends as soon as none is left.
+fn walk(out: &Path, dir: &Path, depth: usize, open: &mut Vec<Pattern>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        let below = path.strip_prefix(out).unwrap_or(&path);
+        if open.iter().any(|pattern| pattern.takes(below)) && is_something(&path)? {
+            open.retain(|pattern| !pattern.takes(below));
+            if open.is_empty() {
+                return Ok(());
+            }
+        }
+        // Links are not followed: they may lead out, or round in circles.
+        if depth < MAX_DEPTH && entry.file_type()?.is_dir() {
+            walk(out, &path, depth + 1, open)?;
+            if open.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_something(path: &Path) -> io::Result<bool> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Ok(fs::read_dir(path)?.next().is_some()),
+        Ok(meta) => Ok(meta.len() > 0),
+        // A dangling link, a name too long, or nothing at all.
+        Err(error) if is_absence(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_absence(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(error.kind(), NotFound | NotADirectory | InvalidFilename | InvalidInput)
+        || error.raw_os_error() == Some(libc::ELOOP)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn declared_outputs_exist_and_are_not_empty() {
+        let root = tempfile::tempdir().unwrap();
+        let out = root.path().join("out");
+        fs::create_dir_all(out.join("deep/er")).unwrap();
+        fs::create_dir(out.join("hollow")).unwrap();
+        fs::write(root.path().join("outside.txt"), "x").unwrap();
+        fs::write(out.join("a.txt"), "x").unwrap();
+        fs::write(out.join("empty.txt"), "").unwrap();
+        fs::write(out.join("deep/er/model.bin"), "x").unwrap();
+        fs::write(out.join(OsStr::from_bytes(b"\xff odd\n.json")), "x").unwrap();
+        symlink("a.txt", out.join("link.csv")).unwrap();
+        symlink("nowhere", out.join("dangling.csv")).unwrap();
+        symlink("..", out.join("round")).unwrap();
+
+        let check = |pattern: &str, there: bool| {
+            let missing = missing(&out, &[pattern.to_owned()]).unwrap();
+            assert_eq!(missing.is_empty(), there, "{pattern}");
+        };
+        check("a.txt", true);
+        check("*.txt", true);
+        check("./*.txt", true);
+        check("empty.txt", false);
+        check("b.txt", false);
+        check("model.bin", true);
+        check("*.bin", true);
+        check("deep/er/model.bin", true);
+        check("deep/*.bin", false);
+        check("deep/**/*.bin", true);
+        check("*/er/*", true);
+        check("er", true);
+        check("hollow", false);
+        check("*.json", true);
+        check("link.csv", true);
+        check("dangling.csv", false);
+        check("outside.txt", false);
+        check("../outside.txt", false);
+        check("/etc/passwd", false);
+        check("[", false);
+    }
+
+    #[test]
+    fn those_missing_are_named_in_order() {
+        let out = tempfile::tempdir().unwrap();
+        fs::write(out.path().join("b"), "x").unwrap();
+        let patterns = ["a", "b", "*.c"].map(str::to_owned);
+        assert_eq!(missing(out.path(), &patterns).unwrap(), ["a", "*.c"]);
+        assert!(missing(&out.path().join("gone"), &patterns).is_err());
+    }
+}

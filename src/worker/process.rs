@@ -1,0 +1,135 @@
+//! The process of one attempt: started, signalled with its whole group, waited for. Dropped while it runs (a panic), it
+//! is killed: nobody would be left to wait for it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpgid, kill_process_group, pidfd_open, pidfd_send_signal, waitid,
+};
+
+use super::proc_stat::ProcStat;
+use super::strays::Registered;
+use crate::item::{JobId, escape};
+use crate::sys::spawn::Spawn;
+
+#[derive(Debug)]
+pub(super) struct Process {
+    pid: Pid,
+    /// Readable once it has ended.
+    handle: OwnedFd,
+    pub(super) start_ticks: u64,
+    waited_for: bool,
+    _registered: Registered,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+/// Why a process could not be started, and whose fault that is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NotStarted {
+    pub(super) error: String,
+    /// The host's: no memory, no process slots. Else the route's: no such program.
+    pub(super) host: bool,
+}
+
+impl Process {
+    pub(super) fn start(order: &Spawn, job: JobId) -> Result<Process, NotStarted> {
+        let pid = order.start().map_err(|error| not_started(order, &error))?;
+        // Read before anyone could wait for it, so it is there even when it has ended.
+        let start_ticks = ProcStat::read(pid.as_raw_pid()).map_or(0, |stat| stat.start_ticks);
+        let registered = Registered::new(pid.as_raw_pid(), job, start_ticks);
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(handle) => Ok(Process { pid, handle, start_ticks, waited_for: false, _registered: registered }),
+            Err(error) => {
+                let _gone = kill_process_group(pid, Signal::KILL);
+                let _status = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
+                Err(NotStarted { error: format!("no handle on the process: {error}"), host: true })
+            }
+        }
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.pid.as_raw_pid()
+    }
+
+    /// Asks the whole group to end.
+    pub(super) fn ask(&self) {
+        self.signal(Signal::TERM);
+        // One that was stopped can't hear before it goes on.
+        self.signal(Signal::CONT);
+    }
+
+    pub(super) fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        // It isn't waited for yet, so its number is its own still. A process that has ended doesn't mind.
+        let _gone = kill_process_group(self.pid, signal);
+        // It may have moved to another group.
+        if getpgid(Some(self.pid)) != Ok(self.pid) {
+            let _gone = pidfd_send_signal(&self.handle, signal);
+        }
+    }
+
+    /// Waits until it has ended.
+    pub(super) fn wait(&mut self) -> io::Result<Exit> {
+        let status = loop {
+            match waitid(WaitId::PidFd(self.handle.as_fd()), WaitIdOptions::EXITED) {
+                Err(Errno::INTR) => {}
+                status => break status,
+            }
+        };
+        self.waited_for = true;
+        let status = status?.ok_or(Errno::CHILD)?;
+        match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Ok(Exit::Code(code)),
+            (None, Some(signal)) => Ok(Exit::Signal(signal)),
+            (None, None) => Err(io::Error::other("the process ended in no known way")),
+        }
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.waited_for {
+            self.kill();
+            let _exit = self.wait();
+        }
+    }
+}
+
+/// The words for a start that failed, and whose fault it is.
+fn not_started(order: &Spawn, error: &io::Error) -> NotStarted {
+    let show = |path: &std::path::Path| escape(path.as_os_str().as_encoded_bytes());
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    let host = matches!(
+        errno,
+        Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::IO | Errno::TXTBSY | Errno::STALE)
+    );
+    let program = show(order.program);
+    // The same number for a missing program, a missing interpreter and a missing folder.
+    let because = if !order.cwd.is_dir() {
+        format!("its folder `{}` isn't there (see `cwd`)", show(order.cwd))
+    } else if errno == Some(Errno::NOEXEC) {
+        "it is neither a program for this machine nor a script that begins with `#!`".to_owned()
+    } else if errno == Some(Errno::NOENT) && order.cwd.join(order.program).exists() {
+        "the interpreter that it names in its first line isn't there".to_owned()
+    } else {
+        error.to_string()
+    };
+    NotStarted { error: format!("cannot start `{program}`: {because}"), host }
+}

@@ -1,0 +1,205 @@
+//! The thread of one attempt, and the director's handle on it.
+//!
+//! Invariant: exactly one report, also when the thread can't be started or panics: `Drop` sends it. It goes out when
+//! everything of the attempt is let go, the device locks too.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use jiff::Timestamp;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::attempt::Attempt;
+use super::{End, Event, Launch, Report, StopOrder};
+use crate::item::{JobId, StopWhy};
+use crate::units::Clock;
+
+/// What the thread needs for its calls; the deepest is a walk through `out/`.
+const STACK: usize = 512 << 10;
+
+/// A running attempt. Dropping it leaves the attempt running.
+#[derive(Debug)]
+pub struct Handle {
+    /// None when the attempt could not even be prepared; its report is out.
+    stop: Option<Arc<StopSwitch>>,
+    clock: Clock,
+}
+
+impl Handle {
+    /// Has the worker end: its process is asked, then killed after the route's `kill_grace`. Works before it started, and
+    /// again; a person's wish replaces another reason.
+    pub fn stop(&self, why: StopWhy) {
+        if let Some(stop) = &self.stop {
+            stop.order(StopOrder { why, at: self.clock.now() });
+        }
+    }
+}
+
+/// Where a stop is left for the thread, which may be waiting.
+#[derive(Debug)]
+pub(super) struct StopSwitch {
+    order: Mutex<Option<StopOrder>>,
+    /// An eventfd: readable once there is an order.
+    wake: OwnedFd,
+}
+
+impl StopSwitch {
+    fn new() -> io::Result<StopSwitch> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(StopSwitch { order: Mutex::new(None), wake })
+    }
+
+    fn order(&self, order: StopOrder) {
+        {
+            let mut standing = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+            if standing.is_some() && order.why != StopWhy::Cancelled {
+                return;
+            }
+            *standing = Some(order);
+        }
+        // Full only after 2^64 - 2 orders nobody took.
+        let _written = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    pub(super) fn standing(&self) -> Option<StopOrder> {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes it wait for the next order.
+    pub(super) fn clear_wake(&self) {
+        let _read = rustix::io::read(&self.wake, &mut [0; 8]);
+    }
+}
+
+impl AsFd for StopSwitch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+/// Starts the attempt on a thread of its own. Whatever happens, one [`Event::Ended`] follows.
+pub fn start(launch: Launch, events: Sender<Event>, clock: Clock) -> Handle {
+    let mut reporter = Reporter::new(launch.job, launch.attempt, events);
+    let stop = match StopSwitch::new() {
+        Ok(stop) => Arc::new(stop),
+        Err(error) => {
+            reporter.report.end = End::NotStarted { error: format!("cannot prepare a worker: {error}"), host: true };
+            return Handle { stop: None, clock };
+        }
+    };
+    let theirs = stop.clone();
+    // The end of the ULID is what differs between jobs of one second; a thread's name holds 15 bytes.
+    let id = launch.job.to_string();
+    let name = format!("w {}", &id[id.len().saturating_sub(10)..]);
+    let run = move || {
+        reporter.begin();
+        reporter.run(launch, &theirs, clock);
+    };
+    // When there is no thread, the closure is dropped with the reporter in it, which then reports that.
+    if let Err(error) = Builder::new().name(name).stack_size(STACK).spawn(run) {
+        tracing::error!(%error, "cannot start a worker's thread");
+    }
+    Handle { stop: Some(stop), clock }
+}
+
+/// Sends the one report when it is dropped.
+#[derive(Debug)]
+struct Reporter {
+    report: Report,
+    begun: Instant,
+    events: Sender<Event>,
+}
+
+impl Reporter {
+    fn new(job: JobId, attempt: u32, events: Sender<Event>) -> Reporter {
+        let end = End::NotStarted { error: "the worker's thread could not be started".to_owned(), host: true };
+        let report = Report {
+            job,
+            attempt,
+            pid: None,
+            started_at: None,
+            ended_at: Timestamp::UNIX_EPOCH,
+            ran: Duration::ZERO,
+            end,
+            said: None,
+            missing_outputs: Vec::new(),
+            out_of_memory: false,
+        };
+        Reporter { report, begun: Instant::now(), events }
+    }
+
+    /// The thread is there; from now on it can only have panicked.
+    fn begin(&mut self) {
+        self.report.end = End::Panicked;
+        self.begun = Instant::now();
+    }
+
+    /// Runs the attempt; `launch` is let go before the report is sent, which may give its devices to another.
+    fn run(&mut self, launch: Launch, stop: &StopSwitch, clock: Clock) {
+        let events = self.events.clone();
+        let report = &mut self.report;
+        report.end = Attempt::new(&launch, stop, clock, events, report).carry_out();
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        // A panic may have come between the end of the process and this.
+        if self.report.ended_at == Timestamp::UNIX_EPOCH {
+            self.report.ended_at = Timestamp::now();
+            self.report.ran = self.begun.elapsed();
+        }
+        let nothing = Report { said: None, missing_outputs: Vec::new(), end: End::Panicked, ..self.report };
+        let report = std::mem::replace(&mut self.report, nothing);
+        // A director that is gone has nobody to tell.
+        let _heard = self.events.send(Event::Ended(Box::new(report)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_and_a_thread_that_never_was_are_reported_once() {
+        let job = "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
+        let check = |run: fn(Reporter), expected: fn(&End) -> bool| {
+            let (events, heard) = crossbeam_channel::bounded(4);
+            run(Reporter::new(job, 3, events));
+            let Ok(Event::Ended(report)) = heard.recv() else { panic!("no report") };
+            assert!(expected(&report.end), "{:?}", report.end);
+            assert_eq!((report.job, report.attempt), (job, 3));
+            assert!(report.ended_at > Timestamp::UNIX_EPOCH);
+            assert!(heard.recv().is_err(), "once");
+        };
+        check(drop, |end| matches!(end, End::NotStarted { host: true, .. }));
+        let panics = |mut reporter: Reporter| {
+            let thread = std::thread::spawn(move || {
+                reporter.begin();
+                // Not a panic message on the terminal of whoever runs the tests.
+                std::panic::resume_unwind(Box::new("a test"));
+            });
+            assert!(thread.join().is_err());
+        };
+        check(panics, |end| *end == End::Panicked);
+    }
+
+    #[test]
+    fn the_first_stop_stands_but_for_a_persons_wish() {
+        let check = |orders: &[StopWhy], stands: StopWhy| {
+            let switch = StopSwitch::new().unwrap();
+            for why in orders {
+                switch.order(StopOrder { why: *why, at: Clock::start().now() });
+            }
+            assert_eq!(switch.standing().map(|order| order.why), Some(stands));
+        };
+        use StopWhy::*;
+        check(&[Shutdown], Shutdown);
+        check(&[Shutdown, DeviceLost], Shutdown);
+        check(&[DeviceLost, Cancelled, Shutdown], Cancelled);
+    }
+}
