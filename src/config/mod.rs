@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use parse::{ConfigError, Warning};
+pub use parse::{ConfigError, Overrides, Warning};
+
+pub const ANNOTATED: &str = "# gamdok.toml\n";
 
 use crate::item::ItemKind;
 use crate::units::Bytes;

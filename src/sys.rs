@@ -1,0 +1,3 @@
+//! The few calls that need `unsafe`.
+
+pub mod lease;
