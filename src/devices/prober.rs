@@ -60,6 +60,7 @@ pub fn start(_rules: Arc<crate::config::Devices>, clock: crate::units::Clock) ->
         failure: None,
         excluded: None,
     };
-    let _ = send.send(Snapshot { taken_at: now, number: 1, mode: super::HostMode::Cpu, devices: vec![cpu], trouble: None });
+    let _ =
+        send.send(Snapshot { taken_at: now, number: 1, mode: super::HostMode::Cpu, devices: vec![cpu], trouble: None });
     Prober { asks, snapshots }
 }

@@ -87,9 +87,30 @@ mod tests {
         };
         let file = FileType::RegularFile;
         for name in [
-            ".hidden", ".a.wav.X1y2z3", "._a", ".nfs0001", "a.part", "A.PART", "a.Partial", "a.partial~", "a.filepart",
-            "a.crdownload", "a.download", "a.opdownload", "a.tmp", "a.TEMP", "a.!qB", "a.aria2", "a~", "~$a.docx", "#a#",
-            "Thumbs.db", "desktop.ini", ".DS_Store", "a.swp", "keep-1",
+            ".hidden",
+            ".a.wav.X1y2z3",
+            "._a",
+            ".nfs0001",
+            "a.part",
+            "A.PART",
+            "a.Partial",
+            "a.partial~",
+            "a.filepart",
+            "a.crdownload",
+            "a.download",
+            "a.opdownload",
+            "a.tmp",
+            "a.TEMP",
+            "a.!qB",
+            "a.aria2",
+            "a~",
+            "~$a.docx",
+            "#a#",
+            "Thumbs.db",
+            "desktop.ini",
+            ".DS_Store",
+            "a.swp",
+            "keep-1",
         ] {
             check(name.as_bytes(), file, true);
         }
