@@ -198,7 +198,8 @@ impl Directories {
         names.extend(unescape(text).filter(|bytes| bytes != text.as_bytes()));
         let mut rows = Vec::new();
         for name in names {
-            let hostile = name.is_empty() || name == b"." || name == b".." || name.iter().any(|b| matches!(b, b'/' | 0));
+            let hostile =
+                name.is_empty() || name == b"." || name == b".." || name.iter().any(|b| matches!(b, b'/' | 0));
             if hostile {
                 continue;
             }
@@ -366,11 +367,7 @@ impl Ended for Directories {
         stems.extend(unescape(text).map(|bytes| stem(&ItemName::new(std::ffi::OsString::from_vec(bytes)))));
         let mut rows = Vec::new();
         self.each_ended(|_, place| {
-            let bare = Listed {
-                id: Some(place.id.to_string()),
-                job: Some(place.job.to_string()),
-                ..Listed::empty()
-            };
+            let bare = Listed { id: Some(place.id.to_string()), job: Some(place.job.to_string()), ..Listed::empty() };
             let named = place.job.as_str().rsplit_once('~').is_some_and(|(stem, _)| stems.iter().any(|it| it == stem));
             if named || fit(text, &bare).is_some() {
                 let row = self.ended_row(place);

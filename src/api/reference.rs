@@ -19,7 +19,9 @@ pub enum Fit {
 pub fn fit(text: &str, row: &Listed) -> Option<Fit> {
     let starts = |whole: &Option<String>| {
         // ULIDs are the same in lower case; what people copy from a path has the directory's case.
-        whole.as_ref().is_some_and(|whole| whole.get(..text.len()).is_some_and(|start| start.eq_ignore_ascii_case(text)))
+        whole
+            .as_ref()
+            .is_some_and(|whole| whole.get(..text.len()).is_some_and(|start| start.eq_ignore_ascii_case(text)))
     };
     let is = |whole: &Option<String>| whole.as_ref().is_some_and(|whole| whole.eq_ignore_ascii_case(text));
     if is(&row.id) || row.job.as_deref() == Some(text) {
@@ -170,10 +172,7 @@ mod tests {
         check("01BR", "01BRZ3NDEKTSV4RRFFQ69G5FAX");
         check("", "not-found: no job or item is called ``");
         check("x.wav", "not-found: no job or item is called `x.wav`");
-        check(
-            "01A",
-            "ambiguous: `01A` could be any of 2: a~01ARZ3NDEKTSV4RRFFQ69G5FAV, b~01ARZ3NDEKTSV4RRFFQ69G5FAW",
-        );
+        check("01A", "ambiguous: `01A` could be any of 2: a~01ARZ3NDEKTSV4RRFFQ69G5FAV, b~01ARZ3NDEKTSV4RRFFQ69G5FAW");
         check(
             "b.wav",
             "ambiguous: `b.wav` could be any of 2: b~01ARZ3NDEKTSV4RRFFQ69G5FAW, b~01BRZ3NDEKTSV4RRFFQ69G5FAX",

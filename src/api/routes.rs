@@ -16,8 +16,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use crossbeam_channel::{Sender, TrySendError};
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
@@ -211,7 +211,7 @@ impl JobsQuery {
                 route: self.route,
                 since: self.since,
                 after: self.after,
-                limit: Some(self.limit.unwrap_or(100).min(10_000)),
+                limit: Some(self.limit.unwrap_or(100).min(100_000)),
             }),
         }
     }
@@ -470,4 +470,3 @@ async fn retry(State(shared): Context, sent: Body) -> Answer<Response> {
     }
     ask(&shared, Command::Retry { jobs }).await
 }
-
