@@ -1,13 +1,16 @@
 //! gamdok (감독, "director"): a GPU-aware director/worker scheduler.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod devices;
+pub mod director;
 pub mod fault;
 pub mod health;
 pub mod inbox;
 pub mod item;
 pub mod ledger;
+pub mod logging;
 pub mod plan;
 pub mod root;
 pub mod spool;

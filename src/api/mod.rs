@@ -8,8 +8,18 @@ use tokio::sync::watch;
 
 use crate::item::JobId;
 
+pub mod client;
+pub mod directories;
+pub mod ended;
+mod guard;
+pub mod reference;
+mod routes;
+pub mod server;
+mod socket;
 pub mod view;
 
+pub use ended::{Ended, Query};
+pub use server::{Server, ServerSetup, serve};
 pub use view::View;
 
 /// What a client asks of the director; answered through `reply`, exactly once.
@@ -44,11 +54,33 @@ pub enum Command {
     },
 }
 
+/// Where the socket lies under the root.
+pub const SOCKET: &str = ".gamdok/sock";
+
 /// An item that still lies in the inbox.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InboxRef {
     pub folder: String,
     pub name_b64: String,
+}
+
+/// `{"jobs"}`, named as people name them; for `retry` also `{"failed":true,"route"?}`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobsBody {
+    #[serde(default)]
+    pub jobs: Vec<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+}
+
+/// `{"device"}`: an id or an index.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceBody {
+    pub device: String,
 }
 
 /// A refused request; the command line prints it and exits 1 or 2.

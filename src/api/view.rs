@@ -1,10 +1,14 @@
 //! The published view: the state as `status --json` and `list --json` show it. Contract shapes.
 
+use std::path::Path;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::devices::HostMode;
+use crate::devices::{HostMode, Reading, Snapshot};
 use crate::health::Check;
+use crate::item::{Attempt, JobRecord, ResultRecord, escape};
+use crate::state::State;
 
 /// One numbered copy of the director's state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -75,6 +79,33 @@ pub struct DeviceView {
     pub power_w: Option<f64>,
 }
 
+impl DeviceView {
+    /// One device of the snapshot, with the verdict on it.
+    pub fn new(state: &State, reading: &Reading, snapshot: &Snapshot) -> DeviceView {
+        let verdict = state.verdict(reading, snapshot);
+        let leases = state.device(&reading.id).map(|device| device.leases.held.as_slice()).unwrap_or_default();
+        let job = |lease: &crate::devices::Lease| match state.job(lease.job) {
+            Some(job) => job.record.dir().to_string(),
+            None => lease.job.to_string(),
+        };
+        DeviceView {
+            id: reading.id.to_string(),
+            index: reading.index,
+            kind: reading.kind,
+            name: reading.name.clone(),
+            verdict: verdict.word().to_owned(),
+            reason: verdict.to_string(),
+            slots: state.slots(reading),
+            leases: leases.iter().map(job).collect(),
+            memory_total: reading.memory_total.map(|bytes| bytes.0),
+            memory_used: reading.memory_used.map(|bytes| bytes.0),
+            utilization: reading.utilization.last().copied(),
+            temperature: reading.temperature,
+            power_w: reading.power_w,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunningView {
     pub id: String,
@@ -121,4 +152,109 @@ pub struct Listed {
     pub folder: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name_b64: Option<String>,
+}
+
+impl Listed {
+    /// A row of which nothing is known.
+    pub fn empty() -> Listed {
+        Listed {
+            id: None,
+            job: None,
+            name: String::new(),
+            route: None,
+            state: String::new(),
+            attempts: 0,
+            devices: Vec::new(),
+            arrived_at: None,
+            finished_at: None,
+            reason: None,
+            folder: String::new(),
+            name_b64: None,
+        }
+    }
+
+    /// A job in `claimed/`, with the word for where it stands and why it waits.
+    pub fn live(record: &JobRecord, state: &str, reason: Option<String>) -> Listed {
+        let begun = |attempt: &&Attempt| attempt.started_at.is_some();
+        Listed {
+            id: Some(record.id.to_string()),
+            job: Some(record.dir().to_string()),
+            name: record.name.clone(),
+            route: Some(record.route.name.clone()),
+            state: state.to_owned(),
+            attempts: record.attempts.iter().filter(begun).count() as u32,
+            devices: devices_of(&record.attempts),
+            arrived_at: record.arrived_at,
+            finished_at: None,
+            reason,
+            folder: record.folder.clone(),
+            name_b64: Some(record.name_b64.clone()),
+        }
+    }
+
+    /// A job with its outcome. `job` is its directory's name, which stays what it was.
+    pub fn ended(result: &ResultRecord, job: &str) -> Listed {
+        let because = match (result.reason, &result.message) {
+            (Some(reason), Some(message)) if !message.is_empty() => Some(format!("{reason}: {message}")),
+            (Some(reason), _) => Some(reason.to_string()),
+            (None, message) => message.clone(),
+        };
+        Listed {
+            id: Some(result.id.to_string()),
+            job: Some(job.to_owned()),
+            name: result.name.clone(),
+            route: result.route.clone(),
+            state: result.outcome.as_str().to_owned(),
+            attempts: result.attempts.len() as u32,
+            devices: devices_of(&result.attempts),
+            arrived_at: result.arrived_at,
+            finished_at: Some(result.finished_at),
+            reason: because,
+            folder: String::new(),
+            name_b64: Some(result.name_b64.clone()),
+        }
+    }
+}
+
+/// The devices of the last attempt that had any.
+fn devices_of(attempts: &[Attempt]) -> Vec<String> {
+    let last = attempts.iter().rev().find(|attempt| !attempt.devices.is_empty());
+    last.map(|attempt| attempt.devices.iter().map(ToString::to_string).collect()).unwrap_or_default()
+}
+
+/// `show --json`: the row of `list`, where it lies, and how it went.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Shown {
+    #[serde(flatten)]
+    pub listed: Listed,
+    pub paths: Paths,
+    /// result.json, once there is one.
+    pub result: Option<serde_json::Value>,
+    /// The attempts, as job.json or result.json tells them.
+    #[serde(default)]
+    pub history: Vec<Attempt>,
+}
+
+/// Absolute. What doesn't exist is null.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Paths {
+    pub dir: Option<String>,
+    pub item: Option<String>,
+    pub out: Option<String>,
+    /// One of each attempt, in their order.
+    pub logs: Vec<String>,
+}
+
+/// A path as JSON text: as it is, or escaped when it isn't UTF-8.
+pub fn path_text(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    path.to_str().map(str::to_owned).unwrap_or_else(|| escape(path.as_os_str().as_bytes()))
+}
+
+/// The answer of `/v1/changes`: enough to know whether to look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub number: u64,
+    pub state: DirectorState,
+    pub counts: Counts,
 }

@@ -1,10 +1,14 @@
 //! The inbox: which items lie there, which of them are ready, and which can't be taken and why. Watches, scans, settles.
 //! Has never heard of GPUs. Events are hints, the directory is the truth.
 
+mod names;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+
+pub use names::Ignore;
 
 use crate::config::{Inbox as InboxRules, Route};
 use crate::item::{ItemKind, ItemName, Signature};

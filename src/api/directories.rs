@@ -1,0 +1,477 @@
+//! What the directories tell by themselves: jobs, outcomes, counts, where things lie. They are the truth; this is how
+//! everyone answers when no director runs, and what the ledger is checked against. Only reads.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use rustix::fs::FileType;
+use serde::Deserialize;
+
+use super::ended::{Ended, FOUND, Query};
+use super::reference::{fit, unescape};
+use super::view::{Counts, DirectorState, Listed, Paths, Shown, Status, path_text};
+use crate::config::{Backend, Config};
+use crate::devices::HostMode;
+use crate::inbox;
+use crate::item::{Attempt, ItemName, JobDir, JobId, JobRecord, Outcome, ResultRecord};
+
+/// A root, read from outside.
+#[derive(Clone, Debug)]
+pub struct Directories {
+    root: PathBuf,
+    /// Intake folders under `inbox/`, beside the inbox itself.
+    folders: Vec<String>,
+    names: inbox::Ignore,
+}
+
+/// Where an ended job lies.
+struct Place {
+    id: JobId,
+    job: JobDir,
+    base: &'static str,
+    dir: PathBuf,
+}
+
+impl Directories {
+    /// With what the configuration says of intake folders and temporary names; none when it can't be read.
+    pub fn new(root: &Path, config: Option<&Config>) -> Directories {
+        let routes = config.map(|config| config.routes.as_slice()).unwrap_or_default();
+        let folders: BTreeSet<String> = routes.iter().map(|route| route.folder.clone()).collect();
+        let extra = config.map(|config| config.inbox.ignore.as_slice()).unwrap_or_default();
+        Directories {
+            root: root.to_owned(),
+            folders: folders.into_iter().filter(|folder| !folder.is_empty()).collect(),
+            names: inbox::Ignore::new(extra),
+        }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    // Ended jobs.
+
+    /// The days that have a directory, newest first.
+    fn days(&self) -> io::Result<Vec<String>> {
+        let mut days = BTreeSet::new();
+        for base in ["done", "failed"] {
+            for entry in entries(&self.root.join(base))? {
+                if let Some(day) = entry.file_name().to_str().filter(|day| day.parse::<jiff::civil::Date>().is_ok()) {
+                    days.insert(day.to_owned());
+                }
+            }
+        }
+        Ok(days.into_iter().rev().collect())
+    }
+
+    /// The ended jobs of one day, newest id first.
+    fn places(&self, day: &str) -> io::Result<Vec<Place>> {
+        let mut places = Vec::new();
+        for base in ["done", "failed"] {
+            for entry in entries(&self.root.join(base).join(day))? {
+                if let Some((job, id)) = JobDir::parse(&entry.file_name()) {
+                    places.push(Place { id, job, base, dir: entry.path() });
+                }
+            }
+        }
+        places.sort_unstable_by_key(|place| std::cmp::Reverse(place.id));
+        Ok(places)
+    }
+
+    /// Looks at the ended jobs from the newest day back, until `look` has enough.
+    fn each_ended(&self, mut look: impl FnMut(&str, &Place) -> Look) -> io::Result<()> {
+        for day in self.days()? {
+            for place in self.places(&day)? {
+                if look(&day, &place) == Look::Enough {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ended_row(&self, place: &Place) -> Listed {
+        match read_result(&place.dir) {
+            Ok(result) => Listed::ended(&result, place.job.as_str()),
+            Err(error) => {
+                let (stem, _) = place.job.as_str().rsplit_once('~').unwrap_or((place.job.as_str(), ""));
+                Listed {
+                    id: Some(place.id.to_string()),
+                    job: Some(place.job.to_string()),
+                    name: stem.to_owned(),
+                    state: place.base.to_owned(),
+                    reason: Some(format!("its result.json can't be read: {error}")),
+                    ..Listed::empty()
+                }
+            }
+        }
+    }
+
+    // What hasn't ended.
+
+    /// Jobs in `claimed/`, oldest first. One that has its result and wasn't filed yet is listed by its outcome.
+    pub fn claimed(&self) -> io::Result<Vec<Listed>> {
+        let mut rows = Vec::new();
+        for entry in entries(&self.root.join("claimed"))? {
+            let Some((job, id)) = JobDir::parse(&entry.file_name()) else { continue };
+            rows.push(match (read_result(&entry.path()), read_record(&entry.path())) {
+                (Ok(result), _) => Listed::ended(&result, job.as_str()),
+                (_, Ok(record)) => Listed { job: Some(job.to_string()), ..Listed::live(&record, "claimed", None) },
+                (_, Err(error)) => Listed {
+                    id: Some(id.to_string()),
+                    job: Some(job.to_string()),
+                    name: job.as_str().rsplit_once('~').map(|(stem, _)| stem).unwrap_or_default().to_owned(),
+                    state: "claimed".to_owned(),
+                    reason: Some(format!("its job.json can't be read: {error}")),
+                    ..Listed::empty()
+                },
+            });
+        }
+        rows.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(rows)
+    }
+
+    /// What lies in the inbox: temporary names as `ignored`, all else as `ready`, since nobody judges it now.
+    fn each_waiting(&self, mut look: impl FnMut(&str, ItemName, &'static str) -> Look) -> io::Result<()> {
+        for folder in std::iter::once("").chain(self.folders.iter().map(String::as_str)) {
+            for entry in entries(&self.root.join("inbox").join(folder))? {
+                let name = ItemName::new(entry.file_name());
+                if folder.is_empty() && self.is_intake_folder(name.as_os_str()) {
+                    continue;
+                }
+                let directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                let state = self.state_of(&name, directory);
+                if look(folder, name, state) == Look::Enough {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn state_of(&self, name: &ItemName, directory: bool) -> &'static str {
+        let kind = if directory { FileType::Directory } else { FileType::RegularFile };
+        if self.names.matches(name.as_os_str(), kind) { "ignored" } else { "ready" }
+    }
+
+    fn is_intake_folder(&self, name: &OsStr) -> bool {
+        self.folders.iter().any(|folder| Path::new(folder).iter().next() == Some(name))
+    }
+
+    /// At most `limit` items of the inbox that `query` wants.
+    pub fn waiting(&self, query: &Query, limit: usize) -> io::Result<Vec<Listed>> {
+        let mut rows = Vec::new();
+        self.each_waiting(|folder, name, state| {
+            if rows.len() == limit {
+                return Look::Enough;
+            }
+            let row = self.waiting_row(folder, &name, state);
+            if query.admits(&row) {
+                rows.push(row);
+            }
+            Look::On
+        })?;
+        Ok(rows)
+    }
+
+    fn waiting_row(&self, folder: &str, name: &ItemName, state: &str) -> Listed {
+        let path = self.root.join("inbox").join(folder).join(name.as_os_str());
+        Listed {
+            name: name.escaped(),
+            state: state.to_owned(),
+            arrived_at: fs::symlink_metadata(path).ok().and_then(|meta| changed_at(&meta)),
+            folder: folder.to_owned(),
+            name_b64: Some(name.base64()),
+            ..Listed::empty()
+        }
+    }
+
+    /// The items in the inbox that `text` could mean, as it is or unescaped: one in each intake folder at most.
+    pub fn find_waiting(&self, text: &str) -> Vec<Listed> {
+        let mut names: Vec<Vec<u8>> = vec![text.as_bytes().to_vec()];
+        names.extend(unescape(text).filter(|bytes| bytes != text.as_bytes()));
+        let mut rows = Vec::new();
+        for name in names {
+            let hostile =
+                name.is_empty() || name == b"." || name == b".." || name.iter().any(|b| matches!(b, b'/' | 0));
+            if hostile {
+                continue;
+            }
+            let name = ItemName::new(std::ffi::OsString::from_vec(name));
+            for folder in std::iter::once("").chain(self.folders.iter().map(String::as_str)) {
+                let folder_itself = folder.is_empty() && self.is_intake_folder(name.as_os_str());
+                let path = self.root.join("inbox").join(folder).join(name.as_os_str());
+                match fs::symlink_metadata(&path) {
+                    Ok(meta) if !folder_itself => {
+                        rows.push(self.waiting_row(folder, &name, self.state_of(&name, meta.is_dir())));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        rows
+    }
+
+    // Answers about the whole.
+
+    /// `list`: what hasn't ended, then what has, newest first.
+    pub fn rows(&self, query: &Query) -> io::Result<Vec<Listed>> {
+        let mut rows: Vec<Listed> = self.claimed()?.into_iter().filter(|row| query.admits(row)).collect();
+        let room = |rows: &Vec<Listed>| query.limit.map_or(usize::MAX, |limit| limit.saturating_sub(rows.len()));
+        if query.wants_live() && query.after.is_none() {
+            rows.extend(self.waiting(query, room(&rows))?);
+        }
+        if query.wants_ended() {
+            rows.extend(Ended::list(self, &Query { limit: query.limit.map(|_| room(&rows)), ..query.clone() })?);
+        }
+        rows.truncate(query.limit.unwrap_or(usize::MAX));
+        Ok(rows)
+    }
+
+    /// Everything that `text` could mean.
+    pub fn candidates(&self, text: &str) -> io::Result<Vec<Listed>> {
+        let mut rows: Vec<Listed> = self.claimed()?.into_iter().filter(|row| fit(text, row).is_some()).collect();
+        rows.extend(self.find_waiting(text));
+        rows.extend(self.find(text)?);
+        Ok(rows)
+    }
+
+    /// Directories present, by state. Without a director whatever lies in the inbox counts as ready.
+    pub fn counts(&self) -> io::Result<Counts> {
+        let mut counts = Counts::default();
+        for row in self.claimed()? {
+            match row.state.as_str() {
+                "done" => counts.done += 1,
+                "failed" => counts.failed += 1,
+                "cancelled" => counts.cancelled += 1,
+                _ => counts.claimed += 1,
+            }
+        }
+        self.each_waiting(|_, _, state| {
+            match state {
+                "ignored" => counts.ignored += 1,
+                _ => counts.ready += 1,
+            }
+            Look::On
+        })?;
+        self.each_ended(|_, place| {
+            match place.base {
+                "done" => counts.done += 1,
+                _ if is_cancelled(&place.dir) => counts.cancelled += 1,
+                _ => counts.failed += 1,
+            }
+            Look::On
+        })?;
+        Ok(counts)
+    }
+
+    /// `status` without a director.
+    pub fn status(&self, config: Option<&Config>) -> io::Result<Status> {
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: None,
+            root: path_text(&self.root),
+            mode: host_mode(config.map_or(Backend::Auto, |config| config.devices.backend)),
+            state: DirectorState::Stopped,
+            uptime_s: None,
+            counts: self.counts()?,
+            devices: Vec::new(),
+            running: Vec::new(),
+            held: Vec::new(),
+            health: Vec::new(),
+        })
+    }
+
+    // One job.
+
+    /// Where a listed job's directory lies now.
+    pub fn dir(&self, row: &Listed) -> Option<PathBuf> {
+        let job = row.job.as_ref()?;
+        let day = row.finished_at.map(|at| at.to_zoned(TimeZone::UTC).date().to_string());
+        let likely = day.into_iter().flat_map(|day| ["done", "failed"].map(|base| self.root.join(base).join(&day)));
+        let known = likely.chain([self.root.join("claimed")]).map(|dir| dir.join(job)).find(|dir| dir.is_dir());
+        known.or_else(|| {
+            // It ended since the row was made, or someone moved it to another day.
+            let days = self.days().ok()?.into_iter();
+            let all = days.flat_map(|day| ["done", "failed"].map(|base| self.root.join(base).join(&day)));
+            all.map(|dir| dir.join(job)).find(|dir| dir.is_dir())
+        })
+    }
+
+    /// `show`: a listed row with its paths, its attempts and its result.
+    pub fn show(&self, listed: Listed) -> Shown {
+        let Some(dir) = self.dir(&listed) else {
+            let name = listed.name_b64.as_deref().and_then(ItemName::from_base64);
+            let path = name.map(|name| self.root.join("inbox").join(&listed.folder).join(name.as_os_str()));
+            let item = path.filter(|path| listed.job.is_none() && fs::symlink_metadata(path).is_ok());
+            let paths = Paths { item: item.as_deref().map(path_text), ..Paths::default() };
+            return Shown { listed, paths, result: None, history: Vec::new() };
+        };
+        let result = read_result(&dir).ok();
+        let history = match &result {
+            Some(result) => result.attempts.clone(),
+            None => read_record(&dir).map(|record| record.attempts).unwrap_or_default(),
+        };
+        // Attempt 1 stands in job.json from the claim on, before anything started.
+        let history = history.into_iter().filter(|attempt| result.is_some() || attempt.started_at.is_some()).collect();
+        Shown {
+            listed,
+            paths: paths(&dir),
+            result: result.and_then(|result| serde_json::to_value(result).ok()),
+            history,
+        }
+    }
+}
+
+impl Ended for Directories {
+    fn list(&self, query: &Query) -> io::Result<Vec<Listed>> {
+        let mut rows = Vec::new();
+        let mut behind = query.after.is_none();
+        let earliest = query.since.map(|since| since.to_zoned(TimeZone::UTC).date().to_string());
+        self.each_ended(|day, place| {
+            if query.limit.is_some_and(|limit| rows.len() >= limit) || earliest.as_deref().is_some_and(|it| day < it) {
+                return Look::Enough;
+            }
+            if !behind {
+                behind = query.after == Some(place.id);
+                return Look::On;
+            }
+            let possible = match place.base {
+                "done" => query.wants_state("done"),
+                _ => query.wants_state("failed") || query.wants_state("cancelled"),
+            };
+            if possible {
+                let row = self.ended_row(place);
+                if query.admits(&row) {
+                    rows.push(row);
+                }
+            }
+            Look::On
+        })?;
+        Ok(rows)
+    }
+
+    fn find(&self, text: &str) -> io::Result<Vec<Listed>> {
+        // A directory's name begins with what is safe of the item's: only those that agree are read.
+        let stem = |name: &ItemName| {
+            let dir = JobDir::new(name, JobId(ulid::Ulid::nil()));
+            dir.as_str().rsplit_once('~').map(|(stem, _)| stem.to_owned()).unwrap_or_default()
+        };
+        let mut stems = vec![stem(&ItemName::new(text))];
+        stems.extend(unescape(text).map(|bytes| stem(&ItemName::new(std::ffi::OsString::from_vec(bytes)))));
+        let mut rows = Vec::new();
+        self.each_ended(|_, place| {
+            let bare = Listed { id: Some(place.id.to_string()), job: Some(place.job.to_string()), ..Listed::empty() };
+            let named = place.job.as_str().rsplit_once('~').is_some_and(|(stem, _)| stems.iter().any(|it| it == stem));
+            if named || fit(text, &bare).is_some() {
+                let row = self.ended_row(place);
+                if fit(text, &row).is_some() {
+                    rows.push(row);
+                }
+            }
+            if rows.len() >= FOUND { Look::Enough } else { Look::On }
+        })?;
+        Ok(rows)
+    }
+}
+
+#[derive(PartialEq)]
+enum Look {
+    On,
+    Enough,
+}
+
+/// A directory's entries; none when it isn't there. Entries that vanish while they are read are no error.
+fn entries(dir: &Path) -> io::Result<impl Iterator<Item = fs::DirEntry> + use<>> {
+    let listing = match fs::read_dir(dir) {
+        Ok(listing) => Some(listing),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => None,
+        Err(error) => {
+            return Err(io::Error::new(error.kind(), format!("cannot read {}: {error}", path_text(dir))));
+        }
+    };
+    Ok(listing.into_iter().flatten().filter_map(Result::ok))
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> io::Result<T> {
+    serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)
+}
+
+/// `result.json` of a job's directory.
+pub fn read_result(dir: &Path) -> io::Result<ResultRecord> {
+    read_json(&dir.join("result.json"))
+}
+
+/// `job.json` of a job's directory.
+pub fn read_record(dir: &Path) -> io::Result<JobRecord> {
+    read_json(&dir.join("job.json"))
+}
+
+/// The attempts that have a log, in their order.
+pub fn logs(dir: &Path) -> Vec<(u32, PathBuf)> {
+    let number = |name: &OsStr| name.to_str()?.strip_prefix("attempt-")?.strip_suffix(".log")?.parse::<u32>().ok();
+    let found = entries(dir).into_iter().flatten();
+    let mut logs: Vec<_> = found.filter_map(|entry| Some((number(&entry.file_name())?, entry.path()))).collect();
+    logs.sort_unstable();
+    logs
+}
+
+fn paths(dir: &Path) -> Paths {
+    let item = entries(&dir.join("item")).into_iter().flatten().next().map(|entry| entry.path());
+    let out = dir.join("out");
+    Paths {
+        dir: Some(path_text(dir)),
+        item: item.as_deref().map(path_text),
+        out: out.is_dir().then(|| path_text(&out)),
+        logs: logs(dir).iter().map(|(_, path)| path_text(path)).collect(),
+    }
+}
+
+/// Reads no more of a result than its outcome.
+fn is_cancelled(dir: &Path) -> bool {
+    #[derive(Deserialize)]
+    struct Head {
+        outcome: Outcome,
+    }
+    read_json::<Head>(&dir.join("result.json")).is_ok_and(|head| head.outcome == Outcome::Cancelled)
+}
+
+fn changed_at(meta: &fs::Metadata) -> Option<Timestamp> {
+    use std::os::unix::fs::MetadataExt as _;
+    Timestamp::new(meta.ctime(), meta.ctime_nsec() as i32).ok()
+}
+
+/// The mode a director would have, as far as can be told without asking a driver.
+fn host_mode(backend: Backend) -> HostMode {
+    let driver = || entries(Path::new("/proc/driver/nvidia/gpus")).is_ok_and(|mut gpus| gpus.next().is_some());
+    match backend {
+        Backend::Cpu => HostMode::Cpu,
+        Backend::Sim => HostMode::Sim,
+        Backend::Gpu => HostMode::Gpu,
+        Backend::Auto if driver() => HostMode::Gpu,
+        Backend::Auto => HostMode::Cpu,
+    }
+}
+
+/// The log of one attempt, or of the last one.
+pub fn log(dir: &Path, attempt: Option<u32>) -> Option<(u32, PathBuf)> {
+    let mut all = logs(dir);
+    match attempt {
+        Some(wanted) => all.into_iter().find(|(n, _)| *n == wanted),
+        None => all.pop(),
+    }
+}
+
+/// The attempts of a job, from its result or its record.
+pub fn attempts(dir: &Path) -> Vec<Attempt> {
+    match read_result(dir) {
+        Ok(result) => result.attempts,
+        Err(_) => read_record(dir).map(|record| record.attempts).unwrap_or_default(),
+    }
+}

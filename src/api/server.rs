@@ -1,0 +1,201 @@
+//! The server: one thread, one runtime, the root's Unix socket and, when configured, TCP. It wakes up for requests only.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+use crossbeam_channel::Sender;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::directories::Directories;
+use super::guard::Guard;
+use super::routes::{self, Shared};
+use super::{Board, Ended, Request, SOCKET, socket};
+
+/// More clients than this wait until one leaves.
+const CONNECTIONS: usize = 128;
+
+/// Headers must be there in this time, on a new connection and on one kept open.
+const HEADER_TIME: Duration = Duration::from_secs(30);
+
+/// How long answers under way may take once the server ends.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// After a failed accept (no descriptors left), so that it doesn't spin.
+const BREATH: Duration = Duration::from_millis(200);
+
+/// Everything the server needs.
+pub struct ServerSetup {
+    /// Holds the root's lock while the server lives.
+    pub directories: Directories,
+    pub board: Board,
+    pub requests: Sender<Request>,
+    pub ended: Arc<dyn Ended>,
+    /// TCP beside the socket.
+    pub listen: Option<SocketAddr>,
+    /// Required where `listen` isn't loopback; see [`read_token`].
+    pub token: Option<String>,
+}
+
+/// The running server. Dropping it answers what was asked, stops the thread and removes the socket.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens over TCP, with the port the system gave.
+    pub listening: Option<SocketAddr>,
+    socket: PathBuf,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The token in `file`: its text without the white space around it.
+pub fn read_token(file: &Path) -> io::Result<String> {
+    let token = std::fs::read_to_string(file)?.trim().to_owned();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a token is one line of visible ASCII"));
+    }
+    Ok(token)
+}
+
+/// Begins to serve. The sockets are bound when this returns.
+pub fn serve(setup: ServerSetup) -> io::Result<Server> {
+    let loopback = setup.listen.is_none_or(|listen| listen.ip().is_loopback());
+    if !loopback && setup.token.is_none() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "api.listen beyond loopback needs api.token_file"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
+    let tcp = setup.listen.map(std::net::TcpListener::bind).transpose()?;
+    let listening = tcp.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
+    let socket = setup.directories.root().join(SOCKET);
+    let unix = socket::listen(&socket)?;
+    if let Some(tcp) = &tcp {
+        tcp.set_nonblocking(true)?;
+    }
+
+    let (stop, stopped) = watch::channel(false);
+    let shared = Arc::new(Shared {
+        board: setup.board,
+        requests: setup.requests,
+        ended: setup.ended,
+        directories: setup.directories,
+        stop: stopped.clone(),
+    });
+    let open = routes::router(shared.clone(), None);
+    let guarded = routes::router(shared, Some(Guard { token: setup.token, loopback }));
+    let work = async move {
+        // Tokio takes them over inside the runtime only.
+        let unix = UnixListener::from_std(unix)?;
+        let tcp = tcp.map(TcpListener::from_std).transpose()?;
+        let unix_side = accept(Door::Unix(unix), open, stopped.clone());
+        match tcp {
+            None => unix_side.await,
+            Some(tcp) => {
+                tokio::join!(unix_side, accept(Door::Tcp(tcp), guarded, stopped));
+            }
+        }
+        io::Result::Ok(())
+    };
+    let thread = std::thread::Builder::new().name("api".to_owned()).spawn(move || {
+        if let Err(error) = runtime.block_on(work) {
+            tracing::error!(%error, "the api can't serve");
+        }
+        // A look-up that hangs on a disk is left behind.
+        runtime.shutdown_background();
+    })?;
+    Ok(Server { listening, socket, stop, thread: Some(thread) })
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+/// Where clients come in.
+enum Door {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Door {
+    async fn next(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Door::Unix(listener) => Box::new(listener.accept().await?.0),
+            Door::Tcp(listener) => Box::new(listener.accept().await?.0),
+        })
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Serves every client of one door until the server stops.
+async fn accept(door: Door, router: Router, mut stop: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut clients = JoinSet::new();
+    loop {
+        let next = async {
+            let place = places.clone().acquire_owned().await;
+            (door.next().await, place)
+        };
+        tokio::select! {
+            () = ended(&mut stop) => break,
+            // Ended tasks are let go as they end.
+            Some(_) = clients.join_next() => {}
+            (stream, place) = next => match stream {
+                Ok(stream) => {
+                    let client = serve_one(stream, router.clone(), stop.clone());
+                    clients.spawn(async move {
+                        client.await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a client can't be accepted");
+                    tokio::time::sleep(BREATH).await;
+                }
+            },
+        }
+    }
+    drop(door);
+    let _ = tokio::time::timeout(LAST_WORDS, async { while clients.join_next().await.is_some() {} }).await;
+}
+
+async fn serve_one(stream: Box<dyn Stream>, router: Router, mut stop: watch::Receiver<bool>) {
+    let service = TowerToHyperService::new(router);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = ended(&mut stop) => {
+            // What was asked is still answered.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a client's connection broke");
+    }
+}
+
+/// Comes back when the server ends.
+pub(super) async fn ended(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await.is_ok();
+}

@@ -1,0 +1,61 @@
+//! `gamdok init [DIR]`: the folders, the sentinel and an annotated gamdok.toml. Overwrites nothing.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::trouble::{Trouble, exit, of_root};
+use super::{Global, output};
+use crate::api::view::path_text;
+use crate::config;
+use crate::root::{Root, shown};
+
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    /// Where [default: --root]
+    dir: Option<PathBuf>,
+}
+
+impl Init {
+    pub(super) fn run(self, global: &Global) -> Result<u8, Trouble> {
+        let dir = match self.dir {
+            Some(dir) => dir,
+            None => global.root.clone().unwrap_or_else(|| PathBuf::from(".")),
+        };
+        let report = Root::init(&dir).map_err(|wrong| of_root(&wrong))?;
+        let mut made = report.made;
+        let file = report.root.join("gamdok.toml");
+        let written = OpenOptions::new().write(true).create_new(true).open(&file).and_then(|mut file| {
+            file.write_all(config::ANNOTATED.as_bytes())?;
+            file.sync_all()
+        });
+        match written {
+            Ok(()) => made.push(file.clone()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                let message = format!("cannot write `{}`: {error}", shown(&file));
+                return Err(Trouble::new(exit::ROOT, "root-unavailable", message, "choose a folder you may write to"));
+            }
+        }
+        if global.json {
+            let made: Vec<String> = made.iter().map(|path| path_text(path)).collect();
+            output::json(&json!({ "root": path_text(&report.root), "made": made }))?;
+            return Ok(exit::OK);
+        }
+        let mut text = String::new();
+        for path in &made {
+            text += &format!("made    {}\n", shown(path));
+        }
+        if made.is_empty() {
+            text += &format!("nothing to do: {} is a root already\n", shown(&report.root));
+        } else {
+            text += &format!("\nnext: put your command into {}, then `gamdok run`,\n", shown(&file));
+            text += &format!("      and drop files into {}\n", shown(&report.root.join("inbox")));
+        }
+        output::print(&text)?;
+        Ok(exit::OK)
+    }
+}

@@ -1,0 +1,143 @@
+//! `gamdok list`: items and jobs, one a row; what hasn't ended first, then the newest that has.
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use jiff::Timestamp;
+
+use super::source::Source;
+use super::table::{Column, Table};
+use super::trouble::{Trouble, exit};
+use super::{Global, output};
+use crate::api::ended::Query;
+use crate::api::view::Listed;
+
+/// More rows than this are for programs.
+const FOR_PEOPLE: usize = 100;
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// Only these states
+    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = PossibleValuesParser::new(Query::STATES))]
+    state: Vec<String>,
+    /// Only of this route
+    #[arg(long, value_name = "ROUTE")]
+    route: Option<String>,
+    /// At most so many rows; 0 for all [default: 100, with --json all]
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+}
+
+impl List {
+    pub(super) fn run(self, global: &Global) -> Result<u8, Trouble> {
+        let source = Source::open(global)?;
+        let usual = (!global.json).then_some(FOR_PEOPLE);
+        let limit = self.limit.map_or(usual, |limit| (limit > 0).then_some(limit));
+        let query = Query { states: self.state, route: self.route, limit, ..Query::default() };
+        if global.json {
+            Array::default().print(|array| source.each_page(&query, |rows| array.rows(&rows)))?;
+            return Ok(exit::OK);
+        }
+        // One more than shown tells whether there are more.
+        let asked = Query { limit: limit.map(|limit| limit.saturating_add(1)), ..query };
+        let mut rows = source.rows(&asked)?;
+        let more = limit.is_some_and(|limit| rows.len() > limit);
+        rows.truncate(limit.unwrap_or(usize::MAX));
+        let mut text =
+            if rows.is_empty() { "nothing\n".to_owned() } else { render(&rows, Timestamp::now(), output::width()) };
+        if more {
+            text += "there are more: `--limit N` shows N, `--limit 0` all\n";
+        }
+        output::print(&text)?;
+        Ok(exit::OK)
+    }
+}
+
+/// A JSON array, printed as its rows come: it may be larger than memory.
+#[derive(Default)]
+struct Array {
+    any: bool,
+}
+
+impl Array {
+    fn print(mut self, fill: impl FnOnce(&mut Array) -> Result<(), Trouble>) -> Result<(), Trouble> {
+        output::print("[")?;
+        fill(&mut self)?;
+        output::print(if self.any { "\n]\n" } else { "]\n" })
+    }
+
+    fn rows(&mut self, rows: &[Listed]) -> Result<(), Trouble> {
+        let mut text = String::new();
+        for row in rows {
+            text += if std::mem::replace(&mut self.any, true) { ",\n  " } else { "\n  " };
+            text += &serde_json::to_string(row).map_err(std::io::Error::other)?;
+        }
+        output::print(&text)
+    }
+}
+
+/// The rows as a table.
+pub(super) fn render(rows: &[Listed], now: Timestamp, width: usize) -> String {
+    let mut table = Table::new(&[
+        Column::name("NAME", 14),
+        Column::fixed("STATE"),
+        Column::name("ROUTE", 5),
+        Column::number("TRIES"),
+        Column::fixed("AGO"),
+        Column::text("REASON", 10),
+        Column::fixed("ID"),
+    ]);
+    for row in rows {
+        let name = if row.folder.is_empty() { row.name.clone() } else { format!("{}/{}", row.folder, row.name) };
+        table.row([
+            name,
+            row.state.clone(),
+            row.route.clone().unwrap_or_default(),
+            if row.attempts > 0 { row.attempts.to_string() } else { String::new() },
+            largest(output::ago(now, row.finished_at.or(row.arrived_at))),
+            row.reason.clone().unwrap_or_default(),
+            row.id.clone().unwrap_or_default(),
+        ]);
+    }
+    table.render(width)
+}
+
+/// The first of the two units: a row has little room.
+fn largest(span: String) -> String {
+    span.split(' ').next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(state: &str, name: &str) -> Listed {
+        Listed { state: state.to_owned(), name: name.to_owned(), ..Listed::empty() }
+    }
+
+    #[test]
+    fn rows_fit_eighty_columns() {
+        let at = |text: &str| text.parse().ok();
+        let rows = [
+            Listed {
+                id: Some("01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned()),
+                route: Some("transcribe".to_owned()),
+                attempts: 3,
+                finished_at: at("2026-11-22T10:00:00Z"),
+                reason: Some("exit: it ended with code 7 after it wrote nothing".to_owned()),
+                ..row("failed", "a-recording-with-a-rather-long-name-2026-11-22.wav")
+            },
+            Listed {
+                id: Some("01BRZ3NDEKTSV4RRFFQ69G5FAV".to_owned()),
+                route: Some("transcribe".to_owned()),
+                attempts: 1,
+                arrived_at: at("2026-11-22T11:59:30Z"),
+                ..row("running", "b.wav")
+            },
+            Listed { arrived_at: at("2026-11-20T12:00:00Z"), folder: "low".to_owned(), ..row("ready", "감독.wav") },
+        ];
+        let now: Timestamp = "2026-11-22T12:00:00Z".parse().expect("a time");
+        let text = render(&rows, now, 80);
+        assert!(text.lines().all(|line| unicode_width::UnicodeWidthStr::width(line) <= 80), "{text}");
+        insta::assert_snapshot!(text, @"");
+    }
+}

@@ -1,0 +1,131 @@
+//! Who answers a question: the director when one listens, the directories when none does.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+
+use crate::api::client::{Client, ClientError, encoded};
+use crate::api::directories::Directories;
+use crate::api::ended::Query;
+use crate::api::reference;
+use crate::api::view::{Listed, Shown, Status};
+use crate::config::Config;
+use crate::item::escape;
+
+use super::Global;
+use super::trouble::Trouble;
+
+/// Rows are asked for in pages of this size.
+const PAGE: usize = 1000;
+
+/// More than a director ever publishes.
+const LIVE: usize = 100_000;
+
+pub(super) struct Source {
+    /// None: no director runs.
+    pub(super) client: Option<Client>,
+    pub(super) directories: Directories,
+    config: Option<Config>,
+}
+
+impl Source {
+    pub(super) fn open(global: &Global) -> Result<Source, Trouble> {
+        let root = global.root()?;
+        let client = match Client::connect(&root) {
+            Ok(client) => Some(client),
+            Err(ClientError::NoDirector { .. }) => None,
+            Err(wrong) => return Err(wrong.into()),
+        };
+        // A broken configuration keeps nobody from looking.
+        let config = global.config().ok().map(|(config, _)| config);
+        Ok(Source { client, directories: Directories::new(&root, config.as_ref()), config })
+    }
+
+    pub(super) fn status(&self) -> Result<Status, Trouble> {
+        match &self.client {
+            Some(client) => Ok(client.get("/v1/status")?),
+            None => Ok(self.directories.status(self.config.as_ref())?),
+        }
+    }
+
+    /// The rows that `query` wants, in pages; without a limit every one of them.
+    pub(super) fn each_page(
+        &self,
+        query: &Query,
+        mut take: impl FnMut(Vec<Listed>) -> Result<(), Trouble>,
+    ) -> Result<(), Trouble> {
+        let Some(client) = &self.client else { return take(self.directories.rows(query)?) };
+        let mut rest = query.limit.unwrap_or(usize::MAX);
+        let words = |ended: bool| {
+            let of_kind = |word: &&&str| Query::ENDED.contains(*word) == ended && query.wants_state(word);
+            Query::STATES.iter().filter(of_kind).map(|word| (*word).to_owned()).collect()
+        };
+        // What hasn't ended is bounded and comes whole.
+        let mut seen = HashSet::new();
+        if query.wants_live() {
+            let live = Query { states: words(false), limit: Some(rest.min(LIVE)), ..query.clone() };
+            let rows: Vec<Listed> = client.get(&path_of(&live))?;
+            rest -= rows.len().min(rest);
+            seen.extend(rows.iter().filter_map(|row| row.id.clone()));
+            take(rows)?;
+        }
+        let mut ended = Query { states: words(true), ..query.clone() };
+        while query.wants_ended() && rest > 0 {
+            let page = rest.min(PAGE);
+            ended.limit = Some(page);
+            let mut rows: Vec<Listed> = client.get(&path_of(&ended))?;
+            let full = rows.len() >= page;
+            rest -= rows.len().min(rest);
+            ended.after = rows.last().and_then(|row| row.id.as_ref()?.parse().ok());
+            // It ended since the first look.
+            rows.retain(|row| row.id.as_ref().is_none_or(|id| !seen.contains(id)));
+            take(rows)?;
+            if !full || ended.after.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn rows(&self, query: &Query) -> Result<Vec<Listed>, Trouble> {
+        let mut all = Vec::new();
+        self.each_page(query, |rows| {
+            all.extend(rows);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// One job or waiting item, as people name it.
+    pub(super) fn show(&self, text: &str) -> Result<Shown, Trouble> {
+        match &self.client {
+            Some(client) => Ok(client.get(&format!("/v1/jobs/{}", encoded(text)))?),
+            None => {
+                let row = reference::resolve(text, self.directories.candidates(text)?)?;
+                Ok(self.directories.show(row))
+            }
+        }
+    }
+}
+
+fn path_of(query: &Query) -> String {
+    let mut path = format!("/v1/jobs?limit={}", query.limit.unwrap_or(PAGE));
+    if !query.states.is_empty() {
+        path += &format!("&state={}", encoded(&query.states.join(",")));
+    }
+    if let Some(route) = &query.route {
+        path += &format!("&route={}", encoded(route));
+    }
+    if let Some(since) = query.since {
+        path += &format!("&since={}", encoded(&since.to_string()));
+    }
+    if let Some(after) = query.after {
+        path += &format!("&after={after}");
+    }
+    path
+}
+
+/// A job's name from the command line: as it is, or escaped as `list` shows it when it isn't UTF-8.
+pub(super) fn named(job: &OsStr) -> String {
+    job.to_str().map(str::to_owned).unwrap_or_else(|| escape(job.as_bytes()))
+}
