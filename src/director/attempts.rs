@@ -1,19 +1,20 @@
 //! Attempts: from a lease to a worker, and from its report to what follows.
 
 use std::collections::BTreeMap;
+
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{Director, Running};
-use crate::config::Visible;
 use crate::devices::{Cordon, CordonBy, DeviceId, ProcessKind, Reading, pin, prober};
 use crate::fault::{self, Next};
-use crate::item::{Attempt, JobDir, JobId, JobRecord, Outcome, Stage, Step, StopWhy};
+use crate::item::{Attempt, JobId, JobRecord, Outcome, Stage, Step, StopWhy};
 use crate::ledger;
 use crate::spool;
 use crate::state::Progress;
-use crate::units::{Bytes, Moment};
+use crate::units::Bytes;
 use crate::worker::{self, End, Report};
 
 impl Director {
@@ -21,11 +22,16 @@ impl Director {
     pub(super) fn start(&mut self, id: JobId, on: Vec<DeviceId>) {
         let Some(Stage::Claimed { next: n, .. }) = self.state.job(id).map(|job| job.stage.clone()) else { return };
         // The lease is taken before the process starts and is never derived from the driver's lists.
-        if let Err((device, by)) = self.lock_devices(&on) {
-            debug!(job = %id, %device, by, "the device is another director's");
-            self.state.device_mut(&device).cordon = Some(Cordon { by: CordonBy::OtherDirector, since: self.state.now, reason: by });
-            return;
-        }
+        let held = match self.lock_devices(&on) {
+            Ok(held) => held,
+            Err((device, by)) => {
+                debug!(job = %id, %device, by, "the device is another director's");
+                let cordon = Cordon { by: CordonBy::OtherDirector, since: self.state.now, reason: by };
+                self.state.device_mut(&device).cordon = Some(cordon);
+                return;
+            }
+        };
+        self.held_locks.insert(id, held);
         self.step(id, Step::Lease { on: on.clone() });
         let mut durable = false;
         let record = self.state.rewrite(id, |record| {
@@ -42,36 +48,25 @@ impl Director {
         if durable {
             self.launch(id);
         } else {
-            self.spool.send(spool::Task::Prepare { record });
+            self.to_spool(spool::Task::Prepare { record });
         }
     }
 
-    fn lock_devices(&mut self, on: &[DeviceId]) -> Result<(), (DeviceId, String)> {
-        for (at, device) in on.iter().enumerate() {
-            if !self.is_locked_device(device) {
-                continue;
-            }
-            if let Err(held) = self.locks.hold(device) {
-                for earlier in &on[..at] {
-                    self.locks.release(earlier);
-                }
-                return Err((device.clone(), held.to_string()));
-            }
+    /// The devices' host-wide locks: held while these descriptors, and the worker's copies, are open.
+    fn lock_devices(&mut self, on: &[DeviceId]) -> Result<Vec<Arc<OwnedFd>>, (DeviceId, String)> {
+        let mut held = Vec::new();
+        for device in on {
+            held.extend(self.locks.try_hold(device).map_err(|by| (device.clone(), by.to_string()))?);
         }
-        Ok(())
-    }
-
-    /// CPU slots belong to this director alone.
-    fn is_locked_device(&self, device: &DeviceId) -> bool {
-        *device != DeviceId::cpu()
+        Ok(held)
     }
 
     pub(super) fn on_prepared(&mut self, id: JobId) {
         match self.state.job(id).map(|job| job.stage.clone()) {
             Some(Stage::Preparing { .. }) => self.launch(id),
             // Stopped while its attempt was written: it never started.
-            Some(Stage::Stopping { on, why, .. }) => {
-                self.unlock(&on);
+            Some(Stage::Stopping { why, .. }) => {
+                self.held_locks.remove(&id);
                 match why {
                     StopWhy::Cancelled => self.commit(id, super::claims::cancelled_ending()),
                     StopWhy::Shutdown | StopWhy::DeviceLost => self.step(id, Step::Unlease),
@@ -87,43 +82,57 @@ impl Director {
         let record = job.record.clone();
         let launch = self.prepare_launch(&record, n, &on);
         self.step(id, Step::Launch);
+        let launch = match launch {
+            Ok(launch) => launch,
+            Err(report) => return self.on_ended(*report),
+        };
         let energy = self.energy(&on);
         let handle = worker::start(launch, self.events.clone(), self.clock);
         self.running.insert(id, Running { handle, energy, peak_memory: None, started: self.state.now });
     }
 
-    fn prepare_launch(&self, record: &JobRecord, n: u32, on: &[DeviceId]) -> worker::Launch {
+    /// Everything the worker needs; a report in its stead when the route can't be filled in.
+    fn prepare_launch(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> Result<worker::Launch, Box<Report>> {
         let route = &record.route;
         let dir = self.root.claimed().join(record.dir().as_str());
         let readings: Vec<&Reading> =
             on.iter().filter_map(|id| self.snapshot.devices.iter().find(|reading| reading.id == *id)).collect();
         let visible = route.visible.unwrap_or(self.config.devices.visible);
-        let pinned = pin::pin(&readings, visible, self.config.devices.affinity);
+        let pinned = pin::pin(&readings, visible);
         let name = record.item_name();
-        let facts = worker::launch::Facts {
-            dir: &dir,
-            name: &name,
+        let item = dir.join("item").join(name.as_os_str());
+        let facts = worker::Facts {
             id: record.id,
             attempt: n,
-            pin: &pinned,
+            name,
+            dir: dir.clone(),
+            on: worker::DeviceWords { device: pinned.device, id: pinned.device_id, gpu: pinned.indexes, gpus: pinned.gpus },
+            pinning: pinned.env.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         };
-        let worker::launch::Expanded { argv, env, cwd } = worker::launch::expand(route, &facts);
-        worker::Launch {
+        let worker::Expanded { argv, env, cwd } = match worker::expand(route, &facts, std::env::vars_os()) {
+            Ok(expanded) => expanded,
+            Err(wrong) => {
+                error!(job = %record.dir(), %wrong, "the route it was claimed with can't be filled in");
+                return Err(Box::new(not_started(record.id, n, wrong.to_string())));
+            }
+        };
+        let cpus = if self.config.devices.affinity { self.cores.near(&readings) } else { Vec::new() };
+        Ok(worker::Launch {
             job: record.id,
             attempt: n,
             argv,
             env,
             cwd,
-            item: dir.join("item").join(name.as_os_str()),
+            item,
             dir,
             signature: record.signature.filter(|_| n == 1),
-            device_locks: on.iter().flat_map(|device| self.locks.held(device)).collect(),
-            cpus: pinned.cpus,
+            device_locks: self.held_locks.get(&record.id).cloned().unwrap_or_default(),
+            cpus,
             timeout: route.timeout,
             kill_grace: route.kill_grace,
             outputs: route.outputs.clone(),
             max_log: self.config.history.max_log,
-        }
+        })
     }
 
     /// Asks a running attempt to end; its report says how it did.
@@ -147,7 +156,7 @@ impl Director {
                 let Some(record) = record else { return };
                 let devices = record.attempts.last().map_or_else(String::new, |last| words(&last.devices));
                 info!(job = %record.dir(), attempt, pid, devices, "started");
-                self.ledger.send(ledger::Entry::Changed { record, state: "running" });
+                self.to_ledger(ledger::Entry::Changed { record, state: "running" });
             }
             worker::Event::Progress { job, fraction, message, .. } => {
                 self.state.set_progress(job, Progress { fraction, message });
@@ -193,30 +202,22 @@ impl Director {
             Next::Retry { after, .. } => {
                 let at = self.state.now + after;
                 self.step(id, Step::Retry { at });
-                self.ledger.send(ledger::Entry::Changed { record: record.clone(), state: "retrying" });
+                self.to_ledger(ledger::Entry::Changed { record: record.clone(), state: "retrying" });
                 // Written down now, so that a counted attempt stays counted if the director dies before the next.
-                self.spool.send(spool::Task::Save { record });
+                self.to_spool(spool::Task::Save { record });
             }
             Next::Requeue => {
                 self.step(id, Step::Requeue);
-                self.spool.send(spool::Task::Save { record });
+                self.to_spool(spool::Task::Save { record });
             }
         }
-        self.unlock(&on);
+        self.held_locks.remove(&id);
         let gpus: Vec<DeviceId> = on.into_iter().filter(|device| *device != DeviceId::cpu()).collect();
         if !gpus.is_empty() {
             for device in &gpus {
                 self.state.device_mut(device).asked_at = Some(self.state.now);
             }
-            self.prober.ask(prober::Ask::Check(gpus));
-        }
-    }
-
-    fn unlock(&mut self, on: &[DeviceId]) {
-        for device in on {
-            if self.is_locked_device(device) {
-                self.locks.release(device);
-            }
+            self.to_prober(prober::Ask::Check(gpus));
         }
     }
 
@@ -277,6 +278,22 @@ impl Director {
                 }
             }
         }
+    }
+}
+
+/// The report of an attempt whose process was never tried.
+fn not_started(job: JobId, attempt: u32, error: String) -> Report {
+    Report {
+        job,
+        attempt,
+        pid: None,
+        started_at: None,
+        ended_at: jiff::Timestamp::now(),
+        ran: std::time::Duration::ZERO,
+        end: End::NotStarted { error, host: false },
+        said: None,
+        missing_outputs: Vec::new(),
+        out_of_memory: false,
     }
 }
 

@@ -1,5 +1,6 @@
 //! From the inbox into `claimed/`, and out of it into `done/` and `failed/`: what the scanner offers and the spool answers.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tracing::{debug, info, warn};
 use super::{CLAIMS_PAUSE, Director};
 use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Candidate, CandidateKey, Notice};
-use crate::item::{Attempt, Ending, JobId, JobRecord, Outcome, Reason, Stage, Step, StopWhy};
+use crate::item::{Attempt, Ending, JobId, JobRecord, Outcome, Reason, ResultRecord, Stage, Step, StopWhy};
 use crate::ledger;
 use crate::spool::{self, ClaimedJob, NotClaimed};
 use crate::state::{Job, Phase};
@@ -50,7 +51,7 @@ impl Director {
         let id = self.new_id();
         let record = provisional(id, &candidate, cancelled);
         self.state.insert(Job { record: Arc::new(record), stage: Stage::Claiming, pid: None, progress: None });
-        self.spool.send(spool::Task::Claim { id, candidate, cancelled });
+        self.to_spool(spool::Task::Claim { id, candidate, cancelled });
         id
     }
 
@@ -65,7 +66,7 @@ impl Director {
     pub(super) fn refuse(&mut self, key: &CandidateKey, reason: String) {
         if self.state.take_offer(key).is_some() {
             debug!(item = key.name.escaped(), reason, "held");
-            self.scanner.answer(inbox::Answer::Refused { key: key.clone(), reason, retry_in: REFUSED_FOR });
+            self.to_scanner(inbox::Answer::Refused { key: key.clone(), reason, retry_in: REFUSED_FOR });
         }
     }
 
@@ -76,6 +77,18 @@ impl Director {
             spool::Answer::Prepared { id } => self.on_prepared(id),
             spool::Answer::Finished { record, result, dir } => {
                 self.step(record.id, Step::Filed);
+                self.filed(record, *result, dir);
+            }
+            spool::Answer::Filed { record, result, dir } => self.filed(record, *result, dir),
+            spool::Answer::Saved { id } => debug!(job = %id, "saved"),
+            spool::Answer::Revived { id, outcome } => self.on_revived(id, outcome),
+            spool::Answer::Counted => {}
+            spool::Answer::Health(check) => self.on_spool_health(check),
+        }
+    }
+
+    /// An item has its outcome, in its place.
+    fn filed(&mut self, record: Arc<JobRecord>, result: ResultRecord, dir: PathBuf) {
                 match result.outcome {
                     Outcome::Done => self.summary.done += 1,
                     Outcome::Failed => self.summary.failed += 1,
@@ -87,12 +100,7 @@ impl Director {
                     Outcome::Done => info!(job = %record.dir(), attempts = result.attempts.len(), "done"),
                     _ => warn!(job = %record.dir(), reason, message, attempts = result.attempts.len(), "{}", result.outcome.as_str()),
                 }
-                self.ledger.send(ledger::Entry::Ended { record, result: Arc::from(result), dir });
-            }
-            spool::Answer::Saved { id } => debug!(job = %id, "saved"),
-            spool::Answer::Revived { id, outcome } => self.on_revived(id, outcome),
-            spool::Answer::Health(check) => self.on_spool_health(check),
-        }
+        self.to_ledger(ledger::Entry::Ended { record, result: Arc::new(result), dir });
     }
 
     fn on_spool_health(&mut self, check: Check) {
@@ -118,7 +126,7 @@ impl Director {
         let record = claimed.record;
         self.state.rewrite(id, |known| *known = (*record).clone());
         self.step(id, Step::Claimed);
-        self.ledger.send(ledger::Entry::Claimed { record: record.clone(), dir: self.root.claimed().join(claimed.dir.as_str()) });
+        self.to_ledger(ledger::Entry::Claimed { record: record.clone(), dir: self.root.claimed().join(claimed.dir.as_str()) });
         if record.cancelled || self.cancelling.remove(&id) {
             self.commit(id, cancelled_ending());
         }
@@ -136,11 +144,11 @@ impl Director {
             }
             NotClaimed::Changed => {
                 debug!(item, "changed before the claim; it settles again");
-                self.scanner.answer(inbox::Answer::Unsettled(key));
+                self.to_scanner(inbox::Answer::Unsettled(key));
             }
             NotClaimed::Refused(reason) => {
                 warn!(item, reason, "can't be claimed");
-                self.scanner.answer(inbox::Answer::Refused { key, reason, retry_in: REFUSED_FOR });
+                self.to_scanner(inbox::Answer::Refused { key, reason, retry_in: REFUSED_FOR });
             }
             NotClaimed::NoRoom(reason) => {
                 if self.claims_resume.is_none() {
@@ -163,7 +171,7 @@ impl Director {
             None => 1,
         };
         let id = record.id;
-        self.ledger.send(ledger::Entry::Claimed { record: record.clone(), dir: self.root.claimed().join(claimed.dir.as_str()) });
+        self.to_ledger(ledger::Entry::Claimed { record: record.clone(), dir: self.root.claimed().join(claimed.dir.as_str()) });
         let stage = Stage::Claimed { next, since: self.state.now };
         let cancelled = record.cancelled;
         self.state.insert(Job { record, stage, pid: None, progress: None });
@@ -178,7 +186,7 @@ impl Director {
         // A planned attempt that never began is no attempt.
         let record = self.state.rewrite(id, |record| record.attempts.retain(began));
         if let Some(record) = record {
-            self.spool.send(spool::Task::Finish { record, ending });
+            self.to_spool(spool::Task::Finish { record, ending });
         }
     }
 

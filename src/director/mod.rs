@@ -9,14 +9,16 @@ mod requests;
 mod start;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, at, never, select_biased, unbounded};
+use crossbeam_channel::{Receiver, Sender, at, never, select_biased};
 use tracing::{debug, error, info, warn};
 
 use crate::config::{self, Config};
 use crate::devices::locks::Locks;
+use crate::devices::pin::Cores;
 use crate::devices::prober::{self, Prober};
 use crate::devices::{CordonBy, DeviceId, Snapshot};
 use crate::health::{Check, Condition, What};
@@ -85,8 +87,6 @@ struct Running {
 struct Director {
     clock: Clock,
     config: Config,
-    /// `run -- COMMAND`: the route that stays whatever the file says.
-    command: Option<Arc<config::Route>>,
     root: Arc<Root>,
     once: bool,
     state: State,
@@ -95,6 +95,9 @@ struct Director {
     health: BTreeMap<What, Check>,
     running: HashMap<JobId, Running>,
     locks: Locks,
+    /// What each running attempt's devices are locked with.
+    held_locks: HashMap<JobId, Vec<Arc<OwnedFd>>>,
+    cores: Cores,
     ids: ulid::Generator,
     /// What plan asked the prober to attend to last.
     attended: (Vec<DeviceId>, bool),
@@ -121,7 +124,7 @@ struct Director {
     reports: Receiver<worker::Event>,
     inspected: Receiver<requests::Inspected>,
     requests: Receiver<api::Request>,
-    configured: Receiver<Result<(Config, Vec<config::Warning>), config::ConfigError>>,
+    configured: config::watch::Watcher,
     scanner: Scanner,
     prober: Prober,
     spool: Spool,
@@ -169,7 +172,7 @@ impl Director {
             recv(self.prober.snapshots) -> it => it.map_or(Event::Due, Event::Probed),
             recv(self.requests) -> it => it.map_or(Event::Due, Event::Asked),
             recv(self.inspected) -> it => it.map_or(Event::Due, Event::Inspected),
-            recv(self.configured) -> it => it.map_or(Event::Due, Event::Configured),
+            recv(self.configured.changes) -> it => it.map_or(Event::Due, Event::Configured),
             recv(self.ledger.health) -> it => it.map_or(Event::Due, Event::Ledger),
             recv(timer) -> _ => Event::Due,
             recv(self.scanner.notices) -> it => it.map_or(Event::Due, Event::Inbox),
@@ -214,7 +217,7 @@ impl Director {
                 for id in &devices {
                     self.state.device_mut(id).asked_at = Some(self.state.now);
                 }
-                self.prober.ask(prober::Ask::Check(devices));
+                self.to_prober(prober::Ask::Check(devices));
             }
             Decision::Claim { key } => self.claim(&key),
             Decision::Refuse { key, reason } => self.refuse(&key, reason),
@@ -317,9 +320,6 @@ impl Director {
                 return;
             }
         };
-        if let Some(route) = &self.command {
-            new.routes = vec![route.clone()];
-        }
         let restart = self.config.needs_restart(&new);
         // What needs a restart stays as it is until then.
         new.root.clone_from(&self.config.root);
@@ -336,16 +336,26 @@ impl Director {
         if new == self.config {
             return;
         }
+        let kept = (new.history.keep_done, new.history.keep_failed) != (self.config.history.keep_done, self.config.history.keep_failed);
         info!(routes = new.routes.len(), "the changed configuration is in force");
         self.config = new;
         self.state.rules = start::resolved(&self.config.devices);
-        self.prober.ask(prober::Ask::Reconfigure(Arc::new(self.state.rules.clone())));
+        if kept {
+            self.keep_history();
+        }
+        self.to_prober(prober::Ask::Reconfigure(Arc::new(self.state.rules.clone())));
         // Everything unclaimed is judged by the new routes: the scanner offers it again.
         self.state.take_offers();
-        self.scanner.answer(inbox::Answer::Reconfigure {
+        self.to_scanner(inbox::Answer::Reconfigure {
             rules: Arc::new(self.config.inbox.clone()),
             routes: self.config.routes.clone(),
         });
+    }
+
+    /// Tells the spool how long ended jobs are kept.
+    fn keep_history(&self) {
+        let config::History { keep_done: done, keep_failed: failed, .. } = self.config.history;
+        self.to_spool(spool::Task::Keep { done, failed });
     }
 
     fn set_health(&mut self, check: Check) {
@@ -421,13 +431,31 @@ impl Director {
         let work_waits = self.state.waiting().next().is_some() || self.state.offers().next().is_some();
         if self.attended != (leased.clone(), work_waits) {
             self.attended = (leased.clone(), work_waits);
-            self.prober.ask(prober::Ask::Attend { leased, work_waits });
+            self.to_prober(prober::Ask::Attend { leased, work_waits });
         }
+    }
+
+    // What is told to the others. Each of them lives until this thread lets it go; one that died took its health with it.
+
+    fn to_spool(&self, task: spool::Task) {
+        let _ = self.spool.tasks.send(task);
+    }
+
+    fn to_prober(&self, ask: prober::Ask) {
+        let _ = self.prober.asks.send(ask);
+    }
+
+    fn to_scanner(&self, answer: inbox::Answer) {
+        let _ = self.scanner.answers.send(answer);
+    }
+
+    fn to_ledger(&self, entry: ledger::Entry) {
+        self.ledger.entries.send(entry);
     }
 
     fn answer_scanner(&mut self) {
         if !self.taken.is_empty() {
-            self.scanner.answer(inbox::Answer::Taken(std::mem::take(&mut self.taken)));
+            self.to_scanner(inbox::Answer::Taken(std::mem::take(&mut self.taken)));
         }
     }
 }

@@ -40,7 +40,7 @@ impl Director {
 
     fn status(&self) -> Status {
         let stages = self.state.stages();
-        let tally = self.spool.tally();
+        let tally = self.spool.tally.read();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: Some(std::process::id()),

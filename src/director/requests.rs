@@ -42,7 +42,7 @@ impl Director {
                 Ok(json!({ "state": "draining" }))
             }
             Command::Release => {
-                self.prober.ask(prober::Ask::Release);
+                self.to_prober(prober::Ask::Release);
                 Ok(json!({ "released": true }))
             }
             Command::Cordon { device } => self.cordon(&device),
@@ -63,7 +63,7 @@ impl Director {
     fn resume(&mut self) -> Result<Value, Refusal> {
         self.expect_accepting("resume")?;
         self.state.phase = Phase::Running;
-        self.prober.ask(prober::Ask::Resume);
+        self.to_prober(prober::Ask::Resume);
         Ok(json!({ "state": "running" }))
     }
 
@@ -167,7 +167,7 @@ impl Director {
             if self.state.job(id).is_some() {
                 pending.refused.push(json!({ "id": id, "message": "it hasn't ended" }));
             } else if pending.waiting.insert(id) {
-                self.spool.send(spool::Task::Revive { id });
+                self.to_spool(spool::Task::Revive { id });
             }
         }
         self.retries.push(pending);

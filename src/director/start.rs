@@ -3,14 +3,17 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use crossbeam_channel::{bounded, never, unbounded};
-use tracing::{info, warn};
+use crossbeam_channel::{bounded, unbounded};
+use tracing::{error, info, warn};
 
 use super::{Director, Summary};
 use crate::api::view::{Counts, DirectorState, Status, View};
+use crate::api;
 use crate::config::{self, Config};
 use crate::devices::locks::Locks;
-use crate::devices::{HostMode, Snapshot, prober};
+use crate::devices::pin::Cores;
+use crate::devices::prober::{self, Prober};
+use crate::devices::{HostMode, Snapshot};
 use crate::health::{Check, What};
 use crate::inbox;
 use crate::ledger;
@@ -18,15 +21,14 @@ use crate::root::{Root, RootError};
 use crate::spool;
 use crate::state::State;
 use crate::units::{Clock, Moment};
-use crate::{api, worker};
 
 /// What `gamdok run` was asked to do.
 #[derive(Debug)]
 pub struct Options {
     pub config: Config,
     pub warnings: Vec<config::Warning>,
-    /// `run -- COMMAND`: its routes stay, whatever the file says later.
-    pub command: bool,
+    /// Where it was read from, to follow its changes.
+    pub source: config::Source,
     /// End when all that lay in the inbox at the start has ended.
     pub once: bool,
     /// Make the root if it isn't one.
@@ -56,12 +58,14 @@ impl RunError {
 
 /// How many worker events may wait: a progress message is at most ten a second and worker, a report is one a slot.
 const REPORTS: usize = 4096;
+/// How long a start waits for the devices before it goes on without them.
+const FIRST_SNAPSHOT: std::time::Duration = std::time::Duration::from_secs(2);
 /// How many requests may wait for the director.
 const REQUESTS: usize = 256;
 
 /// Runs the service until it is told to stop, or with `once` until its work is done.
 pub fn run(options: Options) -> Result<Summary, RunError> {
-    let Options { config, warnings, command, once, init, stops } = options;
+    let Options { config, warnings, source, once, init, stops } = options;
     for warning in &warnings {
         warn!(warning, "configuration");
     }
@@ -76,10 +80,16 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     let rules = resolved(&config.devices);
     // The devices are asked first: a driver takes its time, and recovery can go on meanwhile.
     let prober = prober::start(Arc::new(rules.clone()), clock);
-    let recovered = spool::recover(&root)?;
-    let ledger = ledger::start(ledger::Setup::of(&root));
-    let spool = spool::start(root.clone(), config.history.clone(), clock);
-    let first = prober.snapshots.recv().unwrap_or_else(|_| no_devices());
+    let recovered = spool::recover(&root, clock)?;
+    let io = |what| move |source| RunError::Io { what, source };
+    let ledger = ledger::start(ledger::Setup::of_root(root.path())).map_err(io("start the ledger"))?;
+    let spool = spool::start(root.clone(), clock, recovered.backlog)
+        .map_err(|error| RunError::Io { what: "start the spool", source: error.into() })?;
+    // A driver that wakes its GPUs takes seconds; CPU slots needn't wait for it.
+    let first = prober
+        .snapshots
+        .recv_timeout(FIRST_SNAPSHOT)
+        .unwrap_or_else(|_| Prober::unheard(clock.now(), "the driver hasn't answered yet"));
     let scanner = inbox::start(inbox::Setup {
         inbox: root.inbox(),
         sentinel: root.sentinel(),
@@ -87,20 +97,20 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         routes: config.routes.clone(),
         once,
         clock,
-    });
-    let configured = match &config.file {
-        Some(file) => config::watch::start(file.clone(), config.root.clone()),
-        None => config::watch::Watcher::idle(),
-    };
+    })
+    .map_err(io("start the scanner of the inbox"))?;
+    let configured = config::watch::start(source, &config).map_err(io("watch the configuration"))?;
     let board = api::Board::new(first_view(&root, first.mode));
     let (ask, requests) = bounded(REQUESTS);
-    let io = |what| move |source| RunError::Io { what, source };
+    let token = config.api.token_file.as_deref().map(api::read_token).transpose().map_err(io("read the token"))?;
+    let directories = api::Directories::new(root.path(), Some(&config));
     let server = api::serve(api::ServerSetup {
-        root: root.clone(),
+        directories: directories.clone(),
         board: board.clone(),
         requests: ask,
+        ended: Arc::new(directories),
         listen: config.api.listen,
-        token_file: config.api.token_file.clone(),
+        token,
     })
     .map_err(io("open the interface"))?;
     let (events, reports) = bounded(REPORTS);
@@ -109,7 +119,6 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
 
     let mut director = Director {
         clock,
-        command: command.then(|| config.routes.first().cloned()).flatten(),
         root: root.clone(),
         once,
         state: State::new(rules),
@@ -118,6 +127,8 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         health: all_well(),
         running: HashMap::new(),
         locks: Locks::open(),
+        held_locks: HashMap::new(),
+        cores: Cores::default(),
         ids: ulid::Generator::new(),
         attended: (Vec::new(), false),
         taken: Vec::new(),
@@ -139,7 +150,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         reports,
         inspected,
         requests,
-        configured: configured.changes.clone(),
+        configured,
         scanner,
         prober,
         spool,
@@ -159,9 +170,10 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     for job in recovered.jobs {
         director.adopt(job);
     }
-    for ending in recovered.endings {
-        director.spool.send(ending);
+    for check in recovered.health {
+        director.set_health(check);
     }
+    director.keep_history();
     director.publish();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
@@ -174,9 +186,12 @@ impl Director {
     fn end(mut self, server: api::Server) -> Summary {
         self.state.now = self.clock.now();
         self.publish();
-        self.spool.finish();
+        let _ = self.spool.tasks.send(spool::Task::Stop);
+        if self.spool.thread.join().is_err() {
+            error!("the spool's thread panicked; the next start finishes what it had begun");
+        }
         drop(server);
-        self.ledger.finish();
+        self.ledger.stop();
         info!(done = self.summary.done, failed = self.summary.failed, cancelled = self.summary.cancelled, "ended");
         self.summary
     }

@@ -1,3 +1,0 @@
-//! The few calls that need `unsafe`.
-
-pub mod lease;
