@@ -11,5 +11,6 @@ pub mod ledger;
 pub mod plan;
 pub mod spool;
 pub mod state;
+pub mod sys;
 pub mod units;
 pub mod worker;
