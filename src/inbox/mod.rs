@@ -15,6 +15,8 @@ mod ready;
 mod report;
 mod scanner;
 pub mod signature;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::path::PathBuf;

@@ -162,7 +162,7 @@ impl Core {
     }
 
     /// Does what is due; true when there is more to do at once.
-    fn work(&mut self) -> bool {
+    pub(super) fn work(&mut self) -> bool {
         self.notice_jumps();
         let now = self.now();
         if self.watching.ear.take_lost() {
@@ -498,7 +498,7 @@ impl Core {
     }
 
     /// Sends what has come together; whoever listened may be gone, which the answers' channel tells.
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         if !self.withdrawn.is_empty() {
             let _ = self.notices.send(Notice::Withdrawn(std::mem::take(&mut self.withdrawn)));
         }

@@ -56,7 +56,7 @@ impl Ear {
         self.lost.swap(false, Ordering::AcqRel)
     }
 
-    fn hear(&self, event: Result<notify::Event, notify::Error>) {
+    pub(super) fn hear(&self, event: Result<notify::Event, notify::Error>) {
         let event = match event {
             Ok(event) => event,
             Err(error) => {

@@ -88,6 +88,26 @@ mod tests {
     }
 
     #[test]
+    #[expect(unsafe_code, reason = "a writable mapping is what is tested")]
+    fn a_writable_mapping_is_a_writer_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "x").unwrap();
+        let writer = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh mapping at a place of the kernel's choice; nothing reads or writes through it.
+        let mapping =
+            unsafe { libc::mmap(std::ptr::null_mut(), 1, protection, libc::MAP_SHARED, writer.as_raw_fd(), 0) };
+        assert_ne!(mapping, libc::MAP_FAILED);
+        drop(writer);
+        let reader = File::open(&path).unwrap();
+        assert!(matches!(take(&reader).unwrap(), Taken::Writer | Taken::NotAllowed));
+        // SAFETY: the mapping made above, which nobody uses.
+        assert_eq!(unsafe { libc::munmap(mapping, 1) }, 0);
+        assert!(matches!(take(&reader).unwrap(), Taken::Held(_) | Taken::NotAllowed));
+    }
+
+    #[test]
     fn an_opener_breaks_the_lease_and_gets_in_when_it_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
