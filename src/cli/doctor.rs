@@ -206,7 +206,7 @@ fn lease(place: &Path) -> Finding {
     let path = place.join(".gamdok").join(format!("doctor.{}.tmp", std::process::id()));
     let tested = fs::write(&path, b"").and_then(|()| {
         let file = fs::File::open(&path)?;
-        crate::sys::lease::set_read_lease(&file)
+        crate::sys::lease::take(file).map(|taken| matches!(taken, crate::sys::lease::Taken::Held(_)))
     });
     let _ = fs::remove_file(&path);
     match tested {

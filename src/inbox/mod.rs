@@ -1,17 +1,75 @@
 //! The inbox: which items lie there, which of them are ready, and which can't be taken and why. Watches, scans, settles.
 //! Has never heard of GPUs. Events are hints, the directory is the truth.
 
+mod checks;
+mod folder;
+mod fsinfo;
+mod inspect;
+mod judging;
+mod line;
+mod manifest;
+mod matching;
 mod names;
+mod places;
+mod ready;
+mod report;
+mod scanner;
+pub mod signature;
+#[cfg(test)]
+mod tests;
+mod watch;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender};
 use jiff::Timestamp;
-
-pub use names::Ignore;
 
 use crate::config::{Inbox as InboxRules, Route};
 use crate::item::{ItemKind, ItemName, Signature};
+use crate::units::{Clock, Moment};
+
+pub use names::Ignore;
+pub use scanner::start;
+
+/// What the scanner needs to know.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// `ROOT/inbox`, absolute.
+    pub inbox: PathBuf,
+    pub rules: Arc<InboxRules>,
+    pub routes: Vec<Arc<Route>>,
+    /// Only what lies there at the start counts.
+    pub once: bool,
+    pub clock: Clock,
+    /// `ROOT/.gamdok/root.json`: while it is missing, the inbox isn't what it was.
+    pub sentinel: PathBuf,
+}
+
+/// The running scanner. Dropping it asks the thread to end, and doesn't wait for one that hangs on a dead mount.
+#[derive(Debug)]
+pub struct Scanner {
+    pub notices: Receiver<Notice>,
+    pub answers: Sender<Answer>,
+    beat: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Scanner {
+    /// How long the scanner hasn't come around. It does at least every few seconds; much longer means that it hangs on a
+    /// mount that doesn't answer.
+    pub fn silent_for(&self, now: Moment) -> Duration {
+        let beat = self.beat.load(std::sync::atomic::Ordering::Relaxed);
+        now.since(Moment(Duration::from_millis(beat)))
+    }
+}
+
+impl Drop for Scanner {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.answers.send(Answer::Stop);
+    }
+}
 
 /// An item that is ready, as it is offered to the director.
 #[derive(Clone, Debug)]
@@ -25,7 +83,7 @@ pub struct Candidate {
     pub route: Arc<Route>,
     /// Whether the lease test was possible and passed; the spool makes it again around the rename.
     pub lease_tested: bool,
-    /// Files beside it that belong to it (marker, manifest): the claim moves them along.
+    /// Its marker and its manifest, in the same folder: they go where it goes.
     pub companions: Vec<ItemName>,
 }
 

@@ -114,7 +114,7 @@ impl Claim {
         [ITEM.as_bytes(), b"/", self.candidate.key.name.as_bytes()].concat()
     }
 
-    fn lease(&self) -> Result<Option<OwnedFd>, NotClaimed> {
+    fn lease(&self) -> Result<Option<ReadLease<OwnedFd>>, NotClaimed> {
         if self.candidate.kind != ItemKind::File || !self.candidate.lease_tested || self.record.cancelled {
             return Ok(None);
         }
@@ -126,10 +126,10 @@ impl Claim {
             // Not ours to read; then settling alone decided.
             Err(_) => return Ok(None),
         };
-        match lease::set_read_lease(&file) {
-            Ok(true) => Ok(Some(file)),
-            Ok(false) => Err(NotClaimed::Changed),
-            Err(_) => Ok(None),
+        match lease::take(file) {
+            Ok(Taken::Held(lease)) => Ok(Some(lease)),
+            Ok(Taken::Writer) => Err(NotClaimed::Changed),
+            Ok(Taken::NotAllowed) | Err(_) => Ok(None),
         }
     }
 
@@ -149,11 +149,11 @@ impl Claim {
         Ok(())
     }
 
-    fn verify(&self, lease: Option<&OwnedFd>) -> Result<(), NotClaimed> {
+    fn verify(&self, lease: Option<&ReadLease<OwnedFd>>) -> Result<(), NotClaimed> {
         let Some(job) = &self.job else { return Ok(()) };
         let stat = rustix::fs::statat(job, self.target().as_slice(), AtFlags::SYMLINK_NOFOLLOW).map_err(no_room)?;
         let same = if self.record.cancelled { self.is_same_inode(&stat) } else { self.is_unchanged(&stat) };
-        if same && lease.is_none_or(lease::still_leased) { Ok(()) } else { Err(NotClaimed::Changed) }
+        if same && lease.is_none_or(ReadLease::is_unbroken) { Ok(()) } else { Err(NotClaimed::Changed) }
     }
 
     fn is_same_inode(&self, stat: &Stat) -> bool {
