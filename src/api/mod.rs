@@ -16,6 +16,8 @@ pub mod reference;
 mod routes;
 pub mod server;
 mod socket;
+#[cfg(test)]
+mod tests;
 pub mod view;
 
 pub use ended::{Ended, Query};

@@ -82,7 +82,7 @@ pub fn resolve(text: &str, rows: impl IntoIterator<Item = Listed>) -> Result<Lis
         1 => Ok(best.remove(0)),
         _ => Err(Unresolved::Ambiguous {
             text: escape(text.as_bytes()),
-            candidates: best.iter().map(|row| label(row)).collect(),
+            candidates: best.iter().map(label).collect(),
         }),
     }
 }
@@ -101,7 +101,7 @@ pub fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('\\') {
-        bytes.extend_from_slice(rest[..at].as_bytes());
+        bytes.extend_from_slice(&rest.as_bytes()[..at]);
         let code = rest[at + 1..].chars().next()?;
         rest = &rest[at + 1 + code.len_utf8()..];
         match code {

@@ -80,12 +80,13 @@ pub(super) fn render(rows: &[Listed], now: Timestamp, width: usize) -> String {
     let mut table = Table::new(&[
         Column::name("NAME", 14),
         Column::fixed("STATE"),
-        Column::name("ROUTE", 5),
-        Column::number("TRIES"),
+        Column::name("ROUTE", 8),
+        Column::number("TRY"),
         Column::fixed("AGO"),
         Column::text("REASON", 10),
         Column::fixed("ID"),
     ]);
+    let ids = shortest(rows);
     for row in rows {
         let name = if row.folder.is_empty() { row.name.clone() } else { format!("{}/{}", row.folder, row.name) };
         table.row([
@@ -95,10 +96,23 @@ pub(super) fn render(rows: &[Listed], now: Timestamp, width: usize) -> String {
             if row.attempts > 0 { row.attempts.to_string() } else { String::new() },
             largest(output::ago(now, row.finished_at.or(row.arrived_at))),
             row.reason.clone().unwrap_or_default(),
-            row.id.clone().unwrap_or_default(),
+            row.id.as_ref().map(|id| id.get(..ids).unwrap_or(id).to_owned()).unwrap_or_default(),
         ]);
     }
     table.render(width)
+}
+
+/// The letters of an id that tell these rows apart: the time and a part of the rest at least, so that they nearly
+/// always name one job among all.
+fn shortest(rows: &[Listed]) -> usize {
+    const LEAST: usize = 14;
+    const WHOLE: usize = 26;
+    let mut ids: Vec<&str> = rows.iter().filter_map(|row| row.id.as_deref()).filter(|id| id.is_ascii()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let common = |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    let needed = ids.windows(2).map(|two| common(two[0], two[1]) + 1).max().unwrap_or(0);
+    needed.clamp(LEAST, WHOLE)
 }
 
 /// The first of the two units: a row has little room.
@@ -138,6 +152,11 @@ mod tests {
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().expect("a time");
         let text = render(&rows, now, 80);
         assert!(text.lines().all(|line| unicode_width::UnicodeWidthStr::width(line) <= 80), "{text}");
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r#"
+        NAME              STATE    ROUTE       TRY  AGO  REASON           ID
+        a-record…-22.wav  failed   transcribe    3  2h   exit: it ended…  01ARZ3NDEKTSV4
+        b.wav             running  transcribe    1  30s                   01BRZ3NDEKTSV4
+        low/감독.wav      ready                     2d
+        "#);
     }
 }

@@ -256,7 +256,7 @@ mod tests {
         };
         check("gamdok --root r --json status", Some("r"), true, -1);
         check("gamdok status --root r --json", Some("r"), true, -1);
-        check("gamdok -v run --once -v -- cmd --json", None, false, 2);
+        check("gamdok run --once -vv -- cmd --json", None, false, 2);
         check("gamdok run -q", None, false, -1);
     }
 }

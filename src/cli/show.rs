@@ -157,6 +157,23 @@ mod tests {
             ),
             history: vec![first, second],
         };
-        insta::assert_snapshot!(render(&shown, 80), @"");
+        insta::assert_snapshot!(render(&shown, 80), @r#"
+        name      a.wav
+        state     failed (exit: the worker ended with code 7)
+        id        01ARZ3NDEKTSV4RRFFQ69G5FAV
+        route     transcribe
+        arrived   2026-11-22T09:59:00Z
+        finished  2026-11-22T11:03:00Z
+        dir       /data/failed/2026-11-22/a~01ARZ3NDEKTSV4RRFFQ69G5FAV
+        log       /data/failed/2026-11-22/a~01ARZ3NDEKTSV4RRFFQ69G5FAV/attempt-1.log
+        result    {"words":3}
+
+        TRY  DEVICES         STARTED               TOOK   END       REASON       COUNTED
+          1  GPU-111…555555  2026-11-22T10:00:01Z  2.8s   exit 7    exit
+          2  GPU-111…555555  2026-11-22T10:01:00Z  1h 2m  signal 9  device-lost  no
+
+        OUTPUT     SIZE
+        a.txt   2.0 KiB
+        "#);
     }
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
+use unicode_width::UnicodeWidthStr as _;
 
 use super::source::Source;
-use super::table::{Column, Table, cut_end, cut_middle};
+use super::table::{Column, Table, cut_end, cut_middle, wrap};
 use super::trouble::{Trouble, exit};
 use super::{Global, output};
 use crate::api::view::{Counts, DeviceView, DirectorState, RunningView, Status as StatusView};
@@ -43,16 +44,13 @@ fn render(status: &StatusView, now: Timestamp, width: usize) -> String {
     if status.state != DirectorState::Stopped {
         head.push(mode_word(status.mode).to_owned());
     }
-    let mut line = |what: &str, value: String| {
-        let _ = writeln!(text, "{}", cut_end(&format!("{what}{}", plain(&value)), width));
-    };
-    line("", head.join(" · "));
-    line("", cut_middle(&plain(&status.root), width));
-    line("", counted(&status.counts));
+    let _ = writeln!(text, "{}", cut_end(&head.join(" · "), width));
+    let _ = writeln!(text, "{}", cut_middle(&plain(&status.root), width));
+    text += &wrap(&counted(&status.counts), "", width);
     for check in status.health.iter().filter(|check| check.state != Condition::Ok) {
         let word = if check.state == Condition::Failed { "FAILED" } else { "warning" };
         let what = serde_json::to_value(check.what).ok().and_then(|what| what.as_str().map(str::to_owned));
-        line("", format!("{word}: {}: {}", what.unwrap_or_default(), check.message));
+        text += &wrap(&format!("{word}: {}: {}", what.unwrap_or_default(), check.message), "", width);
     }
     if !status.devices.is_empty() {
         let _ = write!(text, "\n{}", devices(&status.devices, width));
@@ -109,31 +107,49 @@ fn mode_word(mode: HostMode) -> &'static str {
     }
 }
 
-/// The devices as a table; `gpus` prints it too.
+/// The devices as a table, and the reasons behind it when they need more room; `gpus` prints it too.
 pub(super) fn devices(devices: &[DeviceView], width: usize) -> String {
+    let whole = device_table(devices, true).render(usize::MAX);
+    if whole.lines().all(|line| line.width() <= width) {
+        return whole;
+    }
+    let mut text = device_table(devices, false).render(width);
+    for device in devices.iter().filter(|device| !matches!(device.verdict.as_str(), "free" | "leased")) {
+        let reason = format!("{}: {}: {}", short(device), device.verdict, device.reason);
+        text += &wrap(&reason, "  ", width);
+    }
+    text
+}
+
+/// What people call it.
+fn short(device: &DeviceView) -> String {
+    device.index.map_or_else(|| device.id.clone(), |index| index.to_string())
+}
+
+fn device_table(devices: &[DeviceView], reasons: bool) -> Table {
     let mut table = Table::new(&[
         Column::fixed("DEVICE"),
-        Column::name("NAME", 8),
+        Column::text("NAME", 8),
         Column::fixed("VERDICT"),
         Column::fixed("USED"),
         Column::fixed("MEMORY"),
         Column::number("LOAD"),
         Column::number("TEMP"),
-        Column::text("REASON", 12),
+        Column::fixed("REASON"),
     ]);
     for device in devices {
         table.row([
-            device.index.map_or_else(|| device.id.clone(), |index| index.to_string()),
+            short(device),
             if device.name.eq_ignore_ascii_case(&device.id) { String::new() } else { device.name.clone() },
             device.verdict.clone(),
             format!("{}/{}", device.leases.len(), device.slots),
             output::of_total(device.memory_used, device.memory_total),
             device.utilization.map(|load| format!("{load}%")).unwrap_or_default(),
             device.temperature.map(|degrees| format!("{degrees}°")).unwrap_or_default(),
-            device.reason.clone(),
+            if reasons { device.reason.clone() } else { String::new() },
         ]);
     }
-    table.render(width)
+    table
 }
 
 fn running(running: &[RunningView], now: Timestamp, width: usize) -> String {
@@ -232,7 +248,25 @@ mod tests {
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().expect("a time");
         let text = render(&status(), now, 80);
         assert!(text.lines().all(|line| unicode_width::UnicodeWidthStr::width(line) <= 80), "{text}");
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r#"
+        gamdok 0.1.0 · running · pid 4711 · up 2h 5m · GPU
+        /data/root
+        12 ready · 1 held · 1 running · 1000 done · 2 failed
+        warning: lease-test: files of other users can't be tested: settle decides alone
+
+        DEVICE  NAME                   VERDICT    USED  MEMORY        LOAD  TEMP
+        0       NVIDIA H100 80GB HBM3  free       0/1   3.0/80.0 GiB    7%   41°
+        1       NVIDIA H100 80GB HBM3  busy       0/1   3.0/80.0 GiB    7%   41°
+        2       NVIDIA H100 80GB HBM3  unhealthy  0/1   3.0/80.0 GiB
+          1: busy: 3.1 GiB held by pid 411 jupyter (bob), 0 % for 52 min
+          2: unhealthy: Xid 79: off the bus
+
+        RUNNING           ROUTE       TRY  DEVICES            PID  FOR    PROGRESS
+        a-record…026.wav  transcribe    2  GPU-111…5555555  31337  1h 0m  42% layer 3\u…
+
+        HELD   FOR    REASON
+        x.pdf  2h 0m  no route matches it
+        "#);
     }
 
     #[test]
@@ -248,6 +282,10 @@ mod tests {
             health: Vec::new(),
             ..status()
         };
-        insta::assert_snapshot!(render(&stopped, now, 80), @"");
+        insta::assert_snapshot!(render(&stopped, now, 80), @r#"
+        gamdok 0.1.0 · no director is running
+        /data/root
+        12 ready · 1 held · 1 running · 1000 done · 2 failed
+        "#);
     }
 }

@@ -132,6 +132,22 @@ pub(super) fn cut_end(text: &str, width: usize) -> String {
     format!("{}…", take(text.chars(), width.saturating_sub(1)))
 }
 
+/// `text` in lines of at most `width`, broken between words; each begins with `indent`.
+pub(super) fn wrap(text: &str, indent: &str, width: usize) -> String {
+    let room = width.saturating_sub(indent.width()).max(20);
+    let mut lines: Vec<String> = Vec::new();
+    for word in plain(text).split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.width() + 1 + word.width() <= room => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.iter().map(|line| format!("{indent}{line}\n")).collect()
+}
+
 fn take(chars: impl Iterator<Item = char>, width: usize) -> String {
     let mut used = 0;
     chars
@@ -153,7 +169,7 @@ mod tests {
         };
         check("recording-2026.wav", 18, "recording-2026.wav", "recording-2026.wav");
         check("recording-2026.wav", 11, "recor…6.wav", "recording-…");
-        check("감독이름이길다.wav", 11, "감독…다.wav", "감독이름이…");
+        check("감독이름이길다.wav", 11, "감독이….wav", "감독이름이…");
         check("abc", 1, "…", "…");
     }
 
@@ -175,8 +191,8 @@ mod tests {
         check(
             60,
             "ID     NAME                    TRIES  REASON\n\
-             01ARZ  a-very-lon…-11-22.wav      1  exit: it said noth…\n\
-             01BRZ  b                         12\n",
+             01ARZ  a-very-long…-11-22.wav      1  exit: it said nothing…\n\
+             01BRZ  b                          12\n",
         );
     }
 }
