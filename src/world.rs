@@ -84,6 +84,7 @@ struct Gear {
 
 struct World {
     seed: u64,
+    alone: bool,
     chance: Chance,
     /// Nothing goes wrong any more.
     calm: bool,
@@ -106,8 +107,8 @@ struct World {
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let from = self.trace.len().saturating_sub(40);
-            eprintln!("{}\nGAMDOK_SEED={}", self.trace[from..].join("\n"), self.seed);
+            let from = self.trace.len().saturating_sub(60);
+            eprintln!("{}\nGAMDOK_SEED={} (alone it tells its story)", self.trace[from..].join("\n"), self.seed);
         }
     }
 }
@@ -150,6 +151,7 @@ impl World {
         let snapshot = Snapshot { taken_at: Moment::default(), number: 0, mode, devices, trouble: None };
         let mut world = World {
             seed,
+            alone: std::env::var_os("GAMDOK_SEED").is_some(),
             chance,
             calm: false,
             state: State::new(rules),
@@ -170,8 +172,11 @@ impl World {
         world
     }
 
-    fn note(&mut self, what: String) {
-        self.trace.push(format!("{:?} {what}", self.state.now.0));
+    /// Only a seed that runs alone keeps notes: they would cost more than all else.
+    fn note(&mut self, what: impl FnOnce() -> String) {
+        if self.alone {
+            self.trace.push(format!("{:?} {}", self.state.now.0, what()));
+        }
     }
 
     /// One event of chance, the plan after it, and the judgement of both.
@@ -225,7 +230,7 @@ impl World {
     }
 
     fn carry_out(&mut self, decision: Decision) {
-        self.note(format!("{decision:?}"));
+        self.note(|| format!("{decision:?}"));
         match decision {
             Decision::Check { devices } => {
                 for id in devices {
@@ -299,7 +304,7 @@ impl World {
             Task::Finish { id, outcome } => {
                 let n = self.of_job.remove(&id).expect("a job ends once");
                 self.step(id, Step::Filed);
-                self.note(format!("item {n} ended {outcome:?}"));
+                self.note(|| format!("item {n} ended {outcome:?}"));
                 assert_eq!(self.items.insert(n, Fate::Ended(outcome)), Some(Fate::Claimed(id)), "an item ends once");
             }
         }
@@ -419,7 +424,7 @@ impl World {
         let gone = |id: &DeviceId| self.snapshot.devices.iter().find(|it| it.id == *id).is_none_or(|it| it.health.lost);
         let lost = matches!(job.stage, Stage::Stopping { why: StopWhy::DeviceLost, .. }) || on.iter().any(gone);
         let found = fault::assess(&job.record, &report, lost);
-        self.note(format!("{id} ended: {:?} -> {found:?}", report.end));
+        self.note(|| format!("{id} ended: {:?} -> {found:?}", report.end));
         let record = self.state.rewrite(id, |record| {
             let last = record.attempts.last_mut().expect("the attempt is recorded");
             (last.ended_at, last.reason, last.counted) = (Some(report.ended_at), found.reason, found.counted);
@@ -473,7 +478,7 @@ impl World {
             return;
         }
         let id = self.chance.of(&ids);
-        self.note(format!("cancel {id}"));
+        self.note(|| format!("cancel {id}"));
         match self.state.job(id).map(|job| job.stage.clone()) {
             Some(Stage::Claimed { .. } | Stage::Retrying { .. }) => self.commit(id, Outcome::Cancelled),
             Some(Stage::Preparing { .. } | Stage::Running { .. } | Stage::Stopping { .. }) => {
@@ -515,8 +520,11 @@ impl World {
             4 => gear.reading.temperature = Some(30 + (self.state.now.0.as_millis() % 50) as u32),
             _ => (gear.lost, gear.present, gear.foreign) = (false, true, false),
         }
-        let text = format!("{} lost {} present {} foreign {}", gear.reading.id, gear.lost, gear.present, gear.foreign);
-        self.note(text);
+        let gear = gear.clone();
+        self.note(|| {
+            let Gear { reading, present, lost, foreign, .. } = gear;
+            format!("{} present {present} lost {lost} foreign {foreign}", reading.id)
+        });
     }
 
     fn cordon_by_hand(&mut self) {
@@ -606,18 +614,22 @@ impl World {
                 self.state.device_mut(&id).cordon = None;
             }
         }
-        self.note("calm".to_owned());
+        self.note(|| "calm".to_owned());
     }
 
     /// One round of a calm world: what runs ends, what was asked is answered.
     fn go_on(&mut self) {
         let idle = self.spool.is_empty() && self.running().is_empty();
         // Where nothing is under way, what is waited for lies in time: a retry, a cordon, a quarantine.
-        let span = if idle { Duration::from_secs(20) } else { Duration::from_millis(5) };
+        let timers = [self.state.next_retry(), self.state.next_change(&self.snapshot)];
+        let next = timers.into_iter().flatten().min().map_or(Duration::ZERO, |at| at.since(self.state.now));
+        let span = if idle { next.max(Duration::from_secs(20)) } else { Duration::from_millis(5) };
         self.advance(span);
         self.sweep();
         self.decide();
-        self.spool_answers();
+        for _ in 0..self.spool.len() {
+            self.spool_answers();
+        }
         self.decide();
         self.worker_ends();
         self.decide();
