@@ -103,9 +103,10 @@ impl Spot<'_> {
         let since_exit = last_exit.is_none_or(|exit| exit <= looked_at);
         // The CPU pool has no driver to ask, and a simulated device is always as its script says.
         let driven = matches!(reading.kind, DeviceKind::Gpu | DeviceKind::Mig);
-        let fresh = !driven || (since_exit && state.now.since(looked_at) <= FRESH);
-        let asked = device.is_some_and(|device| device.asked_at.is_some());
         let busy = matches!(verdict, Verdict::Busy(_));
+        let doubtful = busy && reading.kind.is_gpu() && !since_exit;
+        let fresh = !doubtful && (!driven || (since_exit && state.now.since(looked_at) <= FRESH));
+        let asked = device.is_some_and(|device| device.asked_at.is_some());
         let mut spot = Spot {
             reading,
             look: if fresh {
@@ -116,7 +117,7 @@ impl Spot<'_> {
                 Look::Stale
             },
             lingers: busy && last_exit.is_some_and(|exit| state.now.since(exit) <= LINGER),
-            doubtful: busy && driven && !since_exit,
+            doubtful,
             verdict,
             slots: state.slots(reading),
             leases: held.len() as u32,

@@ -1,0 +1,163 @@
+//! The rules by which the world judges what it sees. Written apart from the planner, so that a mistake there isn't made
+//! here too.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{Fate, World};
+use crate::devices::{DeviceId, DeviceKind, Verdict};
+use crate::item::{JobId, JobRecord, Stage};
+use crate::plan::{Decision, MAX_AHEAD};
+use crate::state::{Phase, Pool};
+use crate::units::Bytes;
+
+impl World {
+    pub(super) fn judge(&self, decisions: &[Decision]) {
+        let mut touched = BTreeSet::new();
+        for decision in decisions {
+            match decision {
+                Decision::Check { devices } => {
+                    let asked = |id: &DeviceId| self.state.device(id).is_some_and(|device| device.asked_at.is_some());
+                    assert!(!devices.is_empty() && !devices.iter().any(asked), "a device is asked once");
+                    assert_eq!(devices.iter().collect::<BTreeSet<_>>().len(), devices.len());
+                }
+                Decision::Due { job } => {
+                    let due = matches!(self.state.job(*job).map(|job| &job.stage), Some(Stage::Retrying { at, .. }) if *at <= self.state.now);
+                    assert!(due, "a retry isn't before its time");
+                }
+                Decision::Stop { job } => {
+                    let stage = &self.state.job(*job).expect("a job that runs").stage;
+                    assert!(matches!(stage, Stage::Running { .. }));
+                    let sound = |id: &DeviceId| self.snapshot.devices.iter().any(|it| it.id == *id && !it.health.lost);
+                    assert!(!stage.leased().iter().all(sound), "only a lost device stops a worker");
+                    assert!(self.snapshot.trouble.is_none() || stage.leased().iter().any(|id| !sound(id)));
+                }
+                Decision::Start { job, .. } => assert!(touched.insert(*job), "a job starts once"),
+                Decision::Claim { .. } | Decision::Refuse { .. } => {}
+            }
+            let moves = !matches!(decision, Decision::Due { .. } | Decision::Stop { .. });
+            assert!(!moves || self.state.phase == Phase::Running, "{decision:?} while {:?}", self.state.phase);
+        }
+        self.judge_claims(decisions);
+    }
+
+    fn judge_claims(&self, decisions: &[Decision]) {
+        let offers: Vec<_> = self.state.offers().flat_map(|(_, line)| line).collect();
+        let claimed: Vec<_> = decisions
+            .iter()
+            .filter_map(|decision| match decision {
+                Decision::Claim { key } => Some(offers.iter().find(|offer| offer.key == *key).expect("an offer")),
+                _ => None,
+            })
+            .collect();
+        assert!(claimed.is_empty() || self.state.may_claim);
+        for pool in [Pool::Cpu, Pool::Gpu] {
+            let claims = claimed.iter().filter(|offer| Pool::of(&offer.route, self.snapshot.mode) == pool).count();
+            if claims == 0 {
+                continue;
+            }
+            let of_pool = |id: &DeviceId| (*id == DeviceId::cpu()) == (pool == Pool::Cpu);
+            let starts =
+                decisions.iter().filter(|it| matches!(it, Decision::Start { on, .. } if of_pool(&on[0]))).count();
+            let given: usize =
+                decisions
+                    .iter()
+                    .map(|it| {
+                        if let Decision::Start { on, .. } = it { on.iter().filter(|id| of_pool(id)).count() } else { 0 }
+                    })
+                    .sum();
+            let (mut slots, mut usable) = (0, 0);
+            for reading in self.snapshot.devices.iter().filter(|reading| of_pool(&reading.id)) {
+                if self.takes_work(&reading.id) {
+                    let held = self.state.device(&reading.id).map_or(0, |device| device.leases.held.len());
+                    slots += self.state.slots(reading) as usize - held;
+                    usable += 1;
+                }
+            }
+            let free = slots - given;
+            let (mut ahead, mut claiming) = (0, 0);
+            for (demand, jobs) in self.state.ahead().filter(|(demand, _)| demand.pool(self.snapshot.mode) == pool) {
+                ahead += (jobs.claiming + jobs.claimed) as usize;
+                claiming += jobs.claiming;
+                let _ = demand;
+            }
+            let due = decisions.iter().filter(|it| match it {
+                Decision::Due { job } => {
+                    self.state.job(*job).is_some_and(|job| Pool::of(job.route(), self.snapshot.mode) == pool)
+                }
+                _ => false,
+            });
+            let ahead = ahead + due.count() - starts + claims;
+            let allowance = (free + usable).max(self.state.recent_ends(pool)).min(MAX_AHEAD);
+            // One that could start this moment isn't held up by what waits for something else.
+            let stuck = claims == 1 && claiming == 0 && free > 0;
+            assert!(ahead <= allowance || stuck, "{claims} claims make {ahead} ahead, {allowance} are allowed");
+        }
+    }
+
+    fn takes_work(&self, id: &DeviceId) -> bool {
+        let reading = self.snapshot.devices.iter().find(|reading| reading.id == *id);
+        let Some(reading) = reading else { return false };
+        let cordoned = self.state.cordon(id).is_some();
+        let verdict = self.state.verdict(reading, &self.snapshot);
+        let asked = reading.kind == DeviceKind::Cpu || self.snapshot.trouble.is_none();
+        matches!(verdict, Verdict::Free | Verdict::Leased)
+            && !cordoned
+            && asked
+            && !reading.health.lost
+            && reading.excluded.is_none()
+    }
+
+    /// One start, just before its leases are given.
+    pub(super) fn judge_start(&self, id: JobId, on: &[DeviceId]) {
+        let job = self.state.job(id).expect("a job that starts");
+        assert!(matches!(job.stage, Stage::Claimed { .. }), "{:?}", job.stage);
+        let route = job.route();
+        let pool = Pool::of(route, self.snapshot.mode);
+        let count = if pool == Pool::Cpu { 1 } else { route.gpus as usize };
+        assert_eq!(on.iter().collect::<BTreeSet<_>>().len(), count, "as many different devices as it needs");
+        if let Some(most) = route.max_running {
+            assert!(self.state.running_of(&route.name) < most, "no more than `max_running`");
+        }
+        for id in on {
+            let reading =
+                self.snapshot.devices.iter().find(|reading| reading.id == *id).expect("a device that is there");
+            assert_eq!(reading.kind.is_gpu(), pool == Pool::Gpu);
+            assert!(self.takes_work(id), "{id} may not take work: {:?}", self.state.verdict(reading, &self.snapshot));
+            assert!(count == 1 || reading.kind != DeviceKind::Mig, "MIG instances are never joined");
+            let device = self.state.device(id);
+            let held = device.map_or(&[][..], |device| &device.leases.held);
+            assert!(held.len() < self.state.slots(reading) as usize, "a slot is given once");
+            if let Some(total) = reading.memory_total {
+                let share = Bytes(total.0 / u64::from(self.state.rules.slots));
+                let declared: Bytes = held.iter().map(|lease| lease.memory.unwrap_or(share)).sum();
+                assert!(declared + route.gpu_memory.unwrap_or(share) <= total, "{id} is given more than it has");
+            }
+            if matches!(reading.kind, DeviceKind::Gpu | DeviceKind::Mig) {
+                let seen = reading.processes_at;
+                assert!(self.state.now.since(seen) <= Duration::from_secs(1), "{id} was looked at long ago");
+                assert!(device.and_then(|device| device.leases.last_exit).is_none_or(|exit| exit <= seen));
+            }
+        }
+    }
+
+    /// Attempts are bounded, whoever's fault they were.
+    pub(super) fn judge_attempts(&self, record: &JobRecord) {
+        let counted = record.attempts.iter().filter(|attempt| attempt.counted).count();
+        assert!(counted <= record.route.retries as usize + 1, "no more tries than the route allows");
+        assert!(record.attempts.len() - counted <= crate::fault::MAX_UNCOUNTED);
+        assert!(record.attempts.iter().zip(1..).all(|(attempt, n)| attempt.n == n), "attempts count on");
+    }
+
+    /// Every item is in one place, and the state agrees.
+    pub(super) fn judge_items(&self) {
+        let offered = self.state.offers().map(|(_, line)| line.len()).sum::<usize>();
+        let in_inbox = self.items.values().filter(|fate| **fate == Fate::Offered).count();
+        assert_eq!(offered, in_inbox, "what is offered is offered once");
+        let claimed = self.items.values().filter(|fate| matches!(fate, Fate::Claimed(_))).count();
+        assert_eq!(claimed, self.state.jobs().count(), "a claimed item is one job");
+        let stages = self.state.stages();
+        assert_eq!(stages.claimed + stages.running + stages.retrying + stages.committing, claimed as u64);
+        assert!(self.of_job.keys().all(|id| self.state.job(*id).is_some()));
+    }
+}

@@ -1,0 +1,106 @@
+//! What the world must come through.
+
+use std::sync::Arc;
+
+use super::fixtures::{gib, reading, route, rules};
+use super::{Chance, Fate, Gear, World};
+use crate::config::Route;
+use crate::devices::{DeviceKind, HostMode};
+use crate::plan::refusal;
+use crate::units::Moment;
+
+/// Enough to meet each pair of troubles many times, and over in seconds.
+const SEEDS: u64 = 300;
+const EVENTS: usize = 300;
+
+#[test]
+fn every_item_ends_once_whatever_happens() {
+    let one = std::env::var("GAMDOK_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seeds = one.map_or(0..SEEDS, |seed| seed..seed + 1);
+    let (mut ended, mut started) = (0, 0);
+    for seed in seeds {
+        let mut world = World::new(seed);
+        for _ in 0..EVENTS {
+            world.happen();
+        }
+        world.settle();
+        for (n, fate) in &world.items {
+            match fate {
+                Fate::Ended(_) => ended += 1,
+                Fate::TakenBack => {}
+                Fate::Aside => {
+                    assert!(refusal(&world.matched[n], &world.snapshot).is_some(), "item {n} is held for nothing");
+                }
+                fate => panic!("item {n} is still {fate:?}"),
+            }
+        }
+        started += world.started.values().sum::<u32>();
+    }
+    assert!(one.is_some() || (ended > SEEDS * 20 && started > ended as u32), "{ended} ended, {started} started");
+}
+
+/// A calm host of equal GPUs.
+fn host(gpus: u32, slots: u32, routes: Vec<Route>, seed: u64) -> World {
+    let mut gear = vec![Gear::new(reading(DeviceKind::Cpu, 0, Moment::default()))];
+    gear.extend((0..gpus).map(|index| Gear::new(reading(DeviceKind::Gpu, index, Moment::default()))));
+    let mut rules = rules();
+    rules.slots = slots;
+    let routes = routes.into_iter().map(Arc::new).collect();
+    let mut world = World::of(seed, Chance(seed), rules, HostMode::Gpu, gear, routes);
+    world.calm_down();
+    world
+}
+
+/// An endless stream of the first route's items, with one of the second among them: how many that came after it start
+/// before it.
+fn overtaken(mut world: World) -> usize {
+    let top_up = |world: &mut World| {
+        while world.state.offers().filter(|(route, _)| route.name == "small").map(|(_, line)| line.len()).sum::<usize>()
+            < 9
+        {
+            let small = world.routes[0].clone();
+            world.drop_item(small);
+        }
+    };
+    for _ in 0..60 {
+        top_up(&mut world);
+        world.go_on();
+    }
+    let before: u32 = world.started.values().sum();
+    assert!(before > 10, "the stream flows");
+    let large = world.routes[1].clone();
+    let wanted = world.drop_item(large);
+    for _ in 0..400 {
+        top_up(&mut world);
+        world.go_on();
+        if world.started.contains_key(&wanted) {
+            return world.started.range(wanted + 1..).count();
+        }
+    }
+    panic!("starved by {} later ones", world.started.range(wanted + 1..).count());
+}
+
+#[test]
+fn a_stream_of_small_items_never_starves_one_that_needs_several_gpus() {
+    for seed in 0..20 {
+        for gpus in 2..6 {
+            let (small, mut large) = (route("small"), route("large"));
+            large.gpus = gpus;
+            let overtaking = overtaken(host(gpus, 1, vec![small, large], seed));
+            assert!(overtaking <= 2, "{overtaking} overtook it on {gpus} GPUs, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_stream_of_small_items_never_starves_one_that_needs_much_memory() {
+    for seed in 0..20 {
+        for gpus in 1..4 {
+            let (mut small, mut large) = (route("small"), route("large"));
+            small.gpu_memory = Some(gib(10));
+            large.gpu_memory = Some(gib(75));
+            let overtaking = overtaken(host(gpus, 4, vec![small, large], seed));
+            assert!(overtaking <= 120, "{overtaking} overtook it on {gpus} GPUs, seed {seed}");
+        }
+    }
+}
