@@ -256,7 +256,10 @@ impl Backend for Session<'_> {
             Some(_) => Looks { memory: false, activity: false, processes: false, ..looks },
             None => looks,
         };
+        let was_lost = unit.lost_at.is_some();
         unit.look(looks, clock, &mut self.procfs)?;
+        // A GPU says so only here; a MIG instance may simply have been removed.
+        self.wishes.enumerate |= unit.lost_at.is_some() && !was_lost;
         self.check_up(clock.now())
     }
 
