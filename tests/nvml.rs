@@ -43,7 +43,7 @@ fn scenario(setup: Setup, body: impl FnOnce(&mut World)) {
     if let Some(dir) = std::env::var_os("NVML_TEST_DIR") {
         return body(&mut World::new(Path::new(&dir), setup.state));
     }
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a folder");
     let host = Host::at(dir.path());
     if setup.gpu_in_pci {
         host.gpu();
@@ -51,7 +51,7 @@ fn scenario(setup: Setup, body: impl FnOnce(&mut World)) {
     let standin = StandIn::at(dir.path());
     standin.set(&setup.state);
     let name = std::thread::current().name().expect("tests have names").to_owned();
-    let mut child = Command::new(std::env::current_exe().unwrap());
+    let mut child = Command::new(std::env::current_exe().expect("this program"));
     child.args(["--exact", &name, "--nocapture", "--include-ignored"]).stdin(Stdio::null());
     child.env_remove("CUDA_VISIBLE_DEVICES").env("NVML_TEST_DIR", dir.path()).envs([host.env()]);
     if setup.library {
@@ -62,7 +62,7 @@ fn scenario(setup: Setup, body: impl FnOnce(&mut World)) {
     if let Some(visible) = setup.visible {
         child.env("CUDA_VISIBLE_DEVICES", visible);
     }
-    let output = child.output().unwrap();
+    let output = child.output().expect("it starts");
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("1 passed"), "{text}");
@@ -123,7 +123,7 @@ impl World {
     }
 
     fn ask(&mut self, ask: Ask) {
-        self.prober().asks.send(ask).unwrap();
+        self.prober().asks.send(ask).expect("the prober listens");
     }
 
     /// Changes what the driver says, and has every device looked at.

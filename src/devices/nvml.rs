@@ -61,7 +61,9 @@ impl<'n> Session<'n> {
         let procfs = Procfs::default();
         let pids_match = procfs.pids_match();
         let known = known.iter().filter(|reading| reading.kind == DeviceKind::Gpu);
-        let units = known.map(|reading| Unit::new(None, reading.clone(), now)).collect();
+        // What failed before was another library's failure.
+        let units = known.map(|reading| Reading { failures: 0, failure: None, ..reading.clone() });
+        let units = units.map(|reading| Unit::new(None, reading, now)).collect();
         let mut session = Session {
             nvml,
             allocation,
