@@ -28,11 +28,8 @@ impl Looks {
     pub(super) const NONE: Looks =
         Looks { memory: false, activity: false, processes: false, sensors: false, energy: false, health: false };
     pub(super) const MEMORY: Looks = Looks { memory: true, ..Looks::NONE };
-    pub(super) const PROCESSES: Looks = Looks { processes: true, ..Looks::NONE };
     /// Before a launch and after an exit. No utilisation: it speaks of the last second.
     pub(super) const CHECK: Looks = Looks { memory: true, processes: true, energy: true, ..Looks::NONE };
-    pub(super) const ALL: Looks =
-        Looks { memory: true, activity: true, processes: true, sensors: true, energy: true, health: true };
 
     pub(super) fn and(self, other: Looks) -> Looks {
         Looks {
@@ -112,7 +109,7 @@ pub(super) enum Opened {
 pub(super) fn open(rules: &config::Devices, allocation: &Allocation, now: Moment) -> Opened {
     match rules.backend {
         config::Backend::Cpu => Opened::Cpu,
-        config::Backend::Sim => Opened::Sim(Box::new(Sim::new(rules, now))),
+        config::Backend::Sim => Opened::Sim(Box::new(Sim::open(rules, now))),
         config::Backend::Gpu => match nvml::open() {
             Ok((nvml, count)) if count > 0 => Opened::Nvml(Box::new(nvml)),
             Ok(_) => Opened::Trouble("the NVIDIA driver works, but lists no GPU".to_owned()),

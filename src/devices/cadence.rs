@@ -37,6 +37,8 @@ struct Dues {
     /// What it held when it was last seen at rest.
     rest: Option<Bytes>,
     listed: bool,
+    /// Whether the last look showed more than a device at rest.
+    occupied: bool,
 }
 
 /// A device that is being given back.
@@ -47,6 +49,12 @@ struct Watch {
     /// Memory only, until that is back.
     looks: Looks,
     wait: Duration,
+}
+
+impl Watch {
+    fn new(now: Moment) -> Watch {
+        Watch { next: now, until: now + WATCH_FOR, looks: Looks::MEMORY, wait: WATCH_PERIOD }
+    }
 }
 
 impl Cadence {
@@ -85,6 +93,12 @@ impl Cadence {
             dues.processes = dues.processes.min(now + processes_period(leased, work_waits));
             if leased {
                 dues.watch = None;
+            }
+        }
+        // The check after an exit may have come before the news that the lease is over.
+        for id in &ended {
+            if let Some(dues) = self.devices.get_mut(id).filter(|dues| dues.occupied) {
+                dues.watch.get_or_insert(Watch::new(now));
             }
         }
         ended
@@ -151,9 +165,9 @@ impl Cadence {
         if !leased && !dues.listed && !held {
             dues.rest = reading.memory_used;
         }
-        if checked && !leased && (held || ours) {
-            let watch = Watch { next: now, until: now + WATCH_FOR, looks: Looks::MEMORY, wait: WATCH_PERIOD };
-            dues.watch.get_or_insert(watch);
+        dues.occupied = held || ours;
+        if checked && !leased && dues.occupied {
+            dues.watch.get_or_insert(Watch::new(now));
         }
         dues.watch_on(held, ours, looks.processes, now)
     }
@@ -215,6 +229,9 @@ mod tests {
 
     const FLOOR: Bytes = Bytes(600 << 20);
 
+    const LIST: Looks = Looks { processes: true, ..Looks::NONE };
+    const EVERYTHING: Looks = Looks { activity: true, sensors: true, health: true, ..Looks::CHECK };
+
     fn at(milliseconds: u64) -> Moment {
         Moment(Duration::from_millis(milliseconds))
     }
@@ -244,8 +261,8 @@ mod tests {
         let mut cadence = Cadence::default();
         cadence.enumerated([gpu()].iter(), at(0));
         cadence.attend(leased.then(gpu).into_iter().collect(), work_waits, at(0));
-        assert_eq!(cadence.due(at(0)), [(gpu(), Looks { energy: false, ..Looks::ALL })]);
-        cadence.looked(&reading(0, 0), Looks::ALL, false, FLOOR, at(0));
+        assert_eq!(cadence.due(at(0)), [(gpu(), Looks { energy: false, ..EVERYTHING })]);
+        cadence.looked(&reading(0, 0), EVERYTHING, false, FLOOR, at(0));
         cadence
     }
 
@@ -294,6 +311,21 @@ mod tests {
     }
 
     #[test]
+    fn an_exit_is_watched_whichever_news_comes_first() {
+        let big = reading(20 << 30, 0);
+        let mut cadence = started(true, true);
+        // The check while the lease still stood, the end of the lease after it.
+        cadence.looked(&big, Looks::CHECK, true, FLOOR, at(100));
+        cadence.attend(BTreeSet::new(), true, at(110));
+        assert_eq!(cadence.due(at(110)), [(gpu(), Looks::MEMORY)]);
+        assert_eq!(cadence.looked(&big, Looks::MEMORY, false, FLOOR, at(110)), Given::NotYet);
+        // A device that was at rest needs no watch.
+        let mut cadence = started(true, true);
+        cadence.attend(BTreeSet::new(), true, at(110));
+        assert_eq!(cadence.due(at(110)), []);
+    }
+
+    #[test]
     fn lingering_processes_are_read_less_and_less_often() {
         let mut cadence = started(false, true);
         let listed = reading(0, 1);
@@ -319,8 +351,8 @@ mod tests {
     #[test]
     fn a_device_that_was_emptied_is_looked_at_again_soon() {
         let mut cadence = started(false, true);
-        cadence.looked(&reading(0, 1), Looks::PROCESSES, false, FLOOR, at(1000));
-        cadence.looked(&reading(0, 0), Looks::PROCESSES, false, FLOOR, at(2000));
+        cadence.looked(&reading(0, 1), LIST, false, FLOOR, at(1000));
+        cadence.looked(&reading(0, 0), LIST, false, FLOOR, at(2000));
         assert!(cadence.due(at(3050)).iter().any(|(_, looks)| looks.processes));
         assert!(!cadence.due(at(3040)).iter().any(|(_, looks)| looks.processes));
     }

@@ -61,7 +61,9 @@ impl<'n> Session<'n> {
         let procfs = Procfs::default();
         let pids_match = procfs.pids_match();
         let known = known.iter().filter(|reading| reading.kind == DeviceKind::Gpu);
-        let units = known.map(|reading| Unit::new(None, reading.clone(), now)).collect();
+        // What failed before was another library's failure.
+        let units = known.map(|reading| Reading { failures: 0, failure: None, ..reading.clone() });
+        let units = units.map(|reading| Unit::new(None, reading, now)).collect();
         let mut session = Session {
             nvml,
             allocation,
@@ -256,7 +258,10 @@ impl Backend for Session<'_> {
             Some(_) => Looks { memory: false, activity: false, processes: false, ..looks },
             None => looks,
         };
+        let was_lost = unit.lost_at.is_some();
         unit.look(looks, clock, &mut self.procfs)?;
+        // A GPU says so only here; a MIG instance may simply have been removed.
+        self.wishes.enumerate |= unit.lost_at.is_some() && !was_lost;
         self.check_up(clock.now())
     }
 

@@ -384,4 +384,4 @@ fn differ(before: &[Reading], after: &[Reading]) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

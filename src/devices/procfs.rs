@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::host;
 use crate::item::JobId;
 
 /// The inode of the first PID namespace: fixed by the kernel.
@@ -31,7 +32,7 @@ pub(super) struct Procfs {
 
 impl Default for Procfs {
     fn default() -> Procfs {
-        Procfs { root: "/proc".into(), passwd: "/etc/passwd".into(), users: HashMap::new() }
+        Procfs { root: host::path("/proc"), passwd: host::path("/etc/passwd"), users: HashMap::new() }
     }
 }
 

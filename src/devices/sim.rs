@@ -68,8 +68,12 @@ fn id(index: u32) -> DeviceId {
 }
 
 impl Sim {
-    pub(super) fn new(rules: &config::Devices, now: Moment) -> Sim {
-        let script = std::env::var_os(SCRIPT_VARIABLE).map(PathBuf::from);
+    /// Plays the script that the environment names.
+    pub(super) fn open(rules: &config::Devices, now: Moment) -> Sim {
+        Sim::new(rules, std::env::var_os(SCRIPT_VARIABLE).map(PathBuf::from), now)
+    }
+
+    fn new(rules: &config::Devices, script: Option<PathBuf>, now: Moment) -> Sim {
         tracing::warn!(
             gpus = rules.sim.gpus,
             script = script.as_ref().map(|file| file.display().to_string()),
@@ -183,5 +187,65 @@ impl Backend for Sim {
     fn reconfigure(&mut self, rules: &Arc<config::Devices>, _allocation: Allocation) {
         let now = self.devices.first().map_or(Moment::default(), |device| device.memory_at);
         self.set(rules, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(gpus: u32) -> config::Devices {
+        let sim = config::Sim { gpus, memory: Bytes(80 << 30) };
+        config::Devices { sim, ..super::super::prober::tests::rules(config::Backend::Sim) }
+    }
+
+    #[test]
+    fn simulated_gpus_are_idle_and_keep_their_ids() {
+        let sim = Sim::new(&rules(2), None, Moment::default());
+        assert_eq!(sim.pace(), Pace::Still);
+        let shown: Vec<_> = sim.readings().iter().map(|r| (r.id.0.clone(), r.index, r.memory_used)).collect();
+        assert_eq!(
+            shown,
+            [
+                ("SIM-00000000-0000-0000-0000-000000000000".to_owned(), Some(0), Some(Bytes(0))),
+                ("SIM-00000000-0000-0000-0000-000000000001".to_owned(), Some(1), Some(Bytes(0))),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_script_is_followed_and_a_broken_one_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("script.json");
+        let clock = Clock::start();
+        let mut sim = Sim::new(&rules(3), Some(file.clone()), clock.now());
+        let mut check = |script: &str, expected: &str| {
+            fs::write(&file, script).unwrap();
+            sim.enumerate(&clock).unwrap();
+            let shown: Vec<String> = sim
+                .readings()
+                .iter()
+                .map(|r| {
+                    let names = r.processes.iter().flatten().filter_map(|p| p.name.clone()).collect::<Vec<_>>();
+                    let used = r.memory_used.map_or(0, |used| used.0 >> 30);
+                    format!("{}:{used}{}", names.join(","), if r.health.lost { " lost" } else { "" })
+                })
+                .collect();
+            assert_eq!(shown.join(" | "), expected, "{script}");
+        };
+        let script = r#"{"0": {"busy": "jupyter", "memory_used": "3GiB"}, "2": {"lost": true}}"#;
+        check(script, "jupyter:3 | :0 | :0 lost");
+        check(r#"{"0": {"busy": "#, "jupyter:3 | :0 | :0 lost");
+        check(r#"{"SIM-00000000-0000-0000-0000-000000000001": {"memory_used": 5368709120}}"#, ":0 | :5 | :0");
+        check(r#"{"0": {"bussy": "x"}}"#, ":0 | :5 | :0");
+        check("{}", ":0 | :0 | :0");
+    }
+
+    #[test]
+    fn rules_take_simulated_gpus_out() {
+        let rules = config::Devices { exclude: vec!["1".into()], ..rules(2) };
+        let excluded: Vec<bool> =
+            Sim::new(&rules, None, Moment::default()).readings().iter().map(|r| r.excluded.is_some()).collect();
+        assert_eq!(excluded, [false, true]);
     }
 }

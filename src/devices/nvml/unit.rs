@@ -124,7 +124,8 @@ impl<'n> Unit<'n> {
     /// The driver lists it (again).
     pub(super) fn found(&mut self, handle: Device<'n>) {
         self.handle = Some(handle);
-        if self.lost_at.take().is_some() {
+        self.lost_at = None;
+        if self.reading.health.lost {
             tracing::info!(device = %self.reading.id, "a lost GPU is back");
             self.reading.health.lost = false;
             self.failures = [0; Query::COUNT];
