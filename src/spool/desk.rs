@@ -246,7 +246,7 @@ impl Desk {
     }
 
     /// The claims and the other things of the next group.
-    fn next_group(&mut self) -> (Vec<Box<Claim>>, Vec<Op>) {
+    fn next_group(&mut self) -> (Vec<Claim>, Vec<Op>) {
         let (mut claims, mut ops, mut later) = (Vec::new(), Vec::new(), VecDeque::new());
         let mut folders: HashMap<String, Result<Arc<OwnedFd>, Errno>> = HashMap::new();
         let mut room = None;
@@ -261,7 +261,7 @@ impl Desk {
                     }
                     let open = || open_folder(&self.ground, &candidate.key.folder).map(Arc::new);
                     match folders.entry(candidate.key.folder.clone()).or_insert_with(open).clone() {
-                        Ok(folder) => claims.push(Box::new(Claim::new(&self.ground, folder, id, candidate, cancelled))),
+                        Ok(folder) => claims.push(Claim::new(&self.ground, folder, id, candidate, cancelled)),
                         Err(error) => self.answer(Answer::NotClaimed { id, candidate, why: no_folder(error) }),
                     }
                 }
@@ -280,9 +280,10 @@ impl Desk {
         (claims, ops)
     }
 
-    fn move_in(&mut self, claims: Vec<Box<Claim>>) -> Vec<Op> {
+    fn move_in(&mut self, claims: Vec<Claim>) -> Vec<Op> {
         let mut moved = Vec::with_capacity(claims.len());
-        for mut claim in claims {
+        for claim in claims {
+            let mut claim = Box::new(claim);
             match claim.carry_out(&self.ground) {
                 Ok(()) => moved.push(Op::Claim(claim)),
                 Err(why) => moved.extend(self.undo(claim, why)),

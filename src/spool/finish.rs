@@ -122,7 +122,7 @@ impl Finish {
         Ok(())
     }
 
-    fn write_up(&self, outputs: outputs::Outputs) -> ResultRecord {
+    pub(super) fn write_up(&self, outputs: outputs::Outputs) -> ResultRecord {
         let record = &self.record;
         let message = match (&self.ending.message, outputs.note()) {
             (Some(message), Some(note)) => Some(format!("{message} ({note})")),
