@@ -37,6 +37,22 @@ pub enum What {
     LeaseTest,
 }
 
+impl What {
+    /// The word of `status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            What::Inbox => "inbox",
+            What::Watch => "watch",
+            What::Spool => "spool",
+            What::Space => "space",
+            What::Devices => "devices",
+            What::Ledger => "ledger",
+            What::Config => "config",
+            What::LeaseTest => "lease-test",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {

@@ -36,20 +36,42 @@ fn status_and_list_have_their_shape_with_and_without_a_director() {
     assert_eq!(service.stop(), 0);
     let stopped = world.status();
     for (status, state, pid) in [(&running, "running", true), (&stopped, "stopped", false)] {
-        assert_keys(status, &["version", "pid", "root", "mode", "state", "uptime_s", "counts", "devices", "running", "held", "health"]);
+        assert_keys(
+            status,
+            &["version", "pid", "root", "mode", "state", "uptime_s", "counts", "devices", "running", "held", "health"],
+        );
         let counts = ["arriving", "ready", "held", "claimed", "running", "retrying", "done", "failed", "cancelled"];
         assert_keys(&status["counts"], &counts);
         assert_eq!((&status["state"], status["pid"].is_number()), (&json!(state), pid));
         assert_eq!((&status["counts"]["done"], &status["counts"]["failed"]), (&json!(1), &json!(1)));
     }
     let device = &running["devices"][0];
-    assert_keys(device, &["id", "index", "kind", "name", "verdict", "reason", "slots", "leases", "memory_total", "memory_used",
-        "utilization", "temperature", "power_w"]);
+    assert_keys(
+        device,
+        &[
+            "id",
+            "index",
+            "kind",
+            "name",
+            "verdict",
+            "reason",
+            "slots",
+            "leases",
+            "memory_total",
+            "memory_used",
+            "utilization",
+            "temperature",
+            "power_w",
+        ],
+    );
     assert_eq!((&device["id"], &device["verdict"], &device["slots"]), (&json!("cpu"), &json!("free"), &json!(2)));
     let rows = world.json(&["list"]);
     assert_eq!(rows.as_array().map(Vec::len), Some(2));
     for row in rows.as_array().expect("rows") {
-        assert_keys(row, &["id", "job", "name", "route", "state", "attempts", "devices", "arrived_at", "finished_at", "reason"]);
+        assert_keys(
+            row,
+            &["id", "job", "name", "route", "state", "attempts", "devices", "arrived_at", "finished_at", "reason"],
+        );
     }
     assert_eq!(world.json(&["list", "--state", "failed"])[0]["name"], "bad");
     assert_eq!(world.json(&["list", "--route", "nobody"]), json!([]));
@@ -78,7 +100,15 @@ fn a_job_is_named_by_directory_ulid_prefix_or_item() {
 #[test]
 fn control_commands_need_a_director() {
     let world = World::new(&shell(":", ""));
-    for args in [&["pause"][..], &["resume"], &["drain"], &["cancel", "x"], &["retry", "--failed"], &["cordon", "cpu"], &["release"]] {
+    for args in [
+        &["pause"][..],
+        &["resume"],
+        &["drain"],
+        &["cancel", "x"],
+        &["retry", "--failed"],
+        &["cordon", "cpu"],
+        &["release"],
+    ] {
         world.code(args, 3);
     }
     world.code(&["frobnicate"], 2);
@@ -152,17 +182,27 @@ fn pause_holds_starts_and_resume_lets_them_go() {
 
 #[test]
 fn a_cordoned_device_takes_nothing_until_uncordoned() {
-    let world = World::with("[devices]\nuse = \"sim\"\nsim = { gpus = 2, memory = \"8GiB\" }\n", &shell("echo $GAMDOK_DEVICE_ID", ""));
+    let world = World::with(
+        "[devices]\nuse = \"sim\"\nsim = { gpus = 2, memory = \"8GiB\" }\n",
+        &shell("echo $GAMDOK_DEVICE_ID", ""),
+    );
     let service = world.start();
     let gpus = world.json(&["gpus"]);
-    let ids: Vec<&str> = gpus.as_array().expect("devices").iter().filter(|it| it["kind"] == "sim").filter_map(|it| it["id"].as_str()).collect();
+    let ids: Vec<&str> = gpus
+        .as_array()
+        .expect("devices")
+        .iter()
+        .filter(|it| it["kind"] == "sim")
+        .filter_map(|it| it["id"].as_str())
+        .collect();
     assert_eq!(ids.len(), 2, "{gpus:#}");
     world.ok(&["cordon", "0"]);
     for n in 0..6 {
         world.drop_file(format!("item-{n}"), b"x");
     }
     world.wait();
-    let used: Vec<String> = world.results().iter().map(|(_, result)| result["attempts"][0]["devices"][0].to_string()).collect();
+    let used: Vec<String> =
+        world.results().iter().map(|(_, result)| result["attempts"][0]["devices"][0].to_string()).collect();
     assert!(used.iter().all(|id| id.contains(ids[1])), "{used:?}");
     let cordoned = world.json(&["gpus"]);
     assert_eq!(cordoned[0]["verdict"], "unhealthy", "{cordoned:#}");
@@ -175,7 +215,10 @@ fn a_cordoned_device_takes_nothing_until_uncordoned() {
 
 #[test]
 fn logs_can_be_followed_to_the_end() {
-    let world = World::new(&shell("echo first; while ! test -e \"$GAMDOK_OUT/../../../go\"; do sleep 0.01; done; echo last", ""));
+    let world = World::new(&shell(
+        "echo first; while ! test -e \"$GAMDOK_OUT/../../../go\"; do sleep 0.01; done; echo last",
+        "",
+    ));
     let service = world.start();
     world.drop_file("one", b"x");
     world.until("it runs", |status| status["running"][0]["pid"].is_number());
@@ -211,7 +254,9 @@ fn init_never_overwrites() {
     let fresh = world.scratch("fresh");
     world.ok(&["init", fresh.to_str().expect("text")]);
     world.ok(&["check", "--root", fresh.to_str().expect("text")]);
-    let mode = |path: &str| std::os::unix::fs::PermissionsExt::mode(&fs::metadata(fresh.join(path)).expect(path).permissions()) & 0o777;
+    let mode = |path: &str| {
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(fresh.join(path)).expect(path).permissions()) & 0o777
+    };
     assert_eq!((mode(""), mode("inbox"), mode("claimed")), (0o750, 0o770, 0o700));
 }
 

@@ -24,7 +24,11 @@ fn assert_each_once(world: &World, items: &[(&str, String)], context: &str) {
         let (dir, result) = world.result(name);
         assert_eq!(result["outcome"], "done", "{context}: {result:#}");
         for part in [format!("item/{name}"), "out/copy".to_owned()] {
-            assert_eq!(fs::read_to_string(dir.join(&part)).unwrap_or_default(), *content, "{context}: {part} of {name}");
+            assert_eq!(
+                fs::read_to_string(dir.join(&part)).unwrap_or_default(),
+                *content,
+                "{context}: {part} of {name}"
+            );
         }
     }
     world.assert_empty();
@@ -67,7 +71,10 @@ fn killed_at_each_named_point_every_item_still_ends_once() {
 
 #[test]
 fn killed_at_random_moments_every_item_still_ends_once() {
-    let seed = std::env::var("GAMDOK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| std::process::id() as u64);
+    let seed = std::env::var("GAMDOK_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| std::process::id() as u64);
     println!("seed {seed}");
     let mut random = seed;
     let mut next = move |below: u64| {
@@ -82,7 +89,8 @@ fn killed_at_random_moments_every_item_still_ends_once() {
     for _ in 0..12 {
         // A random number of log lines is a random moment without a stopwatch.
         let lines = next(40) as usize;
-        let mut child = world.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("start gamdok");
+        let mut child =
+            world.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("start gamdok");
         let log = BufReader::new(child.stderr.take().expect("its log"));
         let mut seen = 0;
         for line in log.lines() {
@@ -91,7 +99,9 @@ fn killed_at_random_moments_every_item_still_ends_once() {
             if seen >= lines && !line.contains("ERROR") {
                 break;
             }
-            if world.root.join("claimed").read_dir().is_ok_and(|mut it| it.next().is_none()) && names(&world.inbox()).is_empty() {
+            if world.root.join("claimed").read_dir().is_ok_and(|mut it| it.next().is_none())
+                && names(&world.inbox()).is_empty()
+            {
                 break;
             }
         }
@@ -100,7 +110,9 @@ fn killed_at_random_moments_every_item_still_ends_once() {
     }
     world.once();
     assert_each_once(&world, &borrowed(&items), &format!("seed {seed}"));
-    let uncounted = |result: &Value| result["attempts"].as_array().expect("attempts").iter().all(|it| it["counted"] == (it["reason"] != "orphaned"));
+    let uncounted = |result: &Value| {
+        result["attempts"].as_array().expect("attempts").iter().all(|it| it["counted"] == (it["reason"] != "orphaned"))
+    };
     for (_, result) in world.results() {
         assert!(uncounted(&result), "an attempt cut by our death is not the item's: {result:#}");
     }
@@ -131,7 +143,8 @@ fn a_worker_that_outlives_the_director_is_ended_before_its_item_runs_again() {
     assert!(!alive(worker) && !alive(stray), "nothing of the first attempt lives on");
     let (_, result) = world.result("one");
     assert_eq!(result["outcome"], "done");
-    let attempts: Vec<(&Value, &Value)> = result["attempts"].as_array().expect("attempts").iter().map(|it| (&it["counted"], &it["reason"])).collect();
+    let attempts: Vec<(&Value, &Value)> =
+        result["attempts"].as_array().expect("attempts").iter().map(|it| (&it["counted"], &it["reason"])).collect();
     assert_eq!(attempts, [(&json!(false), &json!("orphaned")), (&json!(true), &Value::Null)]);
 }
 

@@ -63,8 +63,14 @@ fn links_special_files_and_temporary_names_are_told_of_and_left_alone() {
     fs::write(&secret, b"secret").expect("write");
     symlink(&secret, world.inbox().join("link")).expect("a symlink");
     symlink("/nonexistent", world.inbox().join("dangling")).expect("a dangling symlink");
-    rustix::fs::mknodat(rustix::fs::CWD, world.inbox().join("fifo"), rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)
-        .expect("a FIFO");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        world.inbox().join("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .expect("a FIFO");
     for name in [".hidden", "upload.part", "film.crdownload", "draft~", ".~lock.x#"] {
         world.drop_file(name, b"x");
     }
@@ -124,7 +130,9 @@ fn a_marker_a_size_and_a_manifest_are_waited_for() {
     let route = |name: &str, ready: &str| {
         format!("[[route]]\nname = \"{name}\"\nfolder = \"{name}\"\nready = {{ {ready} }}\ncommand = [\"true\"]\n")
     };
-    let routes = [route("marked", "marker = \".done\""), route("sized", "min_bytes = 3"), route("listed", "manifest = true")].concat();
+    let routes =
+        [route("marked", "marker = \".done\""), route("sized", "min_bytes = 3"), route("listed", "manifest = true")]
+            .concat();
     let world = World::with(QUICK, &routes);
     for folder in ["marked", "sized", "listed"] {
         fs::create_dir(world.inbox().join(folder)).expect("an intake folder");

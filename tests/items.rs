@@ -58,7 +58,8 @@ fn every_way_to_end_has_its_outcome_and_reason() {
     let body = "case $(basename \"$1\") in
         three) exit 3;; final) exit 65;; killed) kill -9 $$;; slow) sleep 100;; fine) : ;;
         outless) : ;; esac; case $1 in *fine) echo x >\"$2/needed\";; esac";
-    let routes = format!("{}retries = 1\ntimeout = \"400ms\"\nkill_grace = \"200ms\"\noutputs = [\"needed\"]\n", sh(body));
+    let routes =
+        format!("{}retries = 1\ntimeout = \"400ms\"\nkill_grace = \"200ms\"\noutputs = [\"needed\"]\n", sh(body));
     let world = World::new(&routes);
     for name in ["three", "final", "killed", "slow", "fine", "outless"] {
         world.drop_file(name, b"x");
@@ -88,7 +89,8 @@ fn an_item_that_succeeds_at_the_third_try_is_done() {
     world.drop_file("stubborn", b"x");
     world.once();
     let (dir, result) = world.result("stubborn");
-    let counted: Vec<&Value> = result["attempts"].as_array().expect("attempts").iter().map(|it| &it["counted"]).collect();
+    let counted: Vec<&Value> =
+        result["attempts"].as_array().expect("attempts").iter().map(|it| &it["counted"]).collect();
     assert_eq!(counted, [true, true, true]);
     assert_eq!(fs::read_to_string(dir.join("out/which")).expect("the output"), "try 3\n");
     assert!(dir.join("attempt-1.log").exists() && dir.join("attempt-3.log").exists());
@@ -101,7 +103,8 @@ fn try_later_isnt_counted() {
     world.once();
     let (_, result) = world.result("patient");
     assert_eq!(result["outcome"], "done");
-    let counted: Vec<bool> = result["attempts"].as_array().expect("attempts").iter().map(|it| it["counted"] == true).collect();
+    let counted: Vec<bool> =
+        result["attempts"].as_array().expect("attempts").iter().map(|it| it["counted"] == true).collect();
     assert_eq!(counted, [false, false, false, false, true]);
 }
 
@@ -175,8 +178,24 @@ fn the_report_channel_bears_on_the_outcome() {
 
 #[test]
 fn placeholders_and_environment_say_the_same() {
-    let command = json!(["sh", "-c", "printf '%s\\n' \"$@\" >\"$GAMDOK_OUT/args\"; env | grep -E '^(GAMDOK|CUDA|NVIDIA)' | sort >\"$GAMDOK_OUT/env\"",
-        "sh", "{item}", "{name}", "{stem}", "{ext}", "{out}", "{id}", "{route}", "{attempt}", "{device}", "{device_id}", "[{gpu}]", "{{x}}"]);
+    let command = json!([
+        "sh",
+        "-c",
+        "printf '%s\\n' \"$@\" >\"$GAMDOK_OUT/args\"; env | grep -E '^(GAMDOK|CUDA|NVIDIA)' | sort >\"$GAMDOK_OUT/env\"",
+        "sh",
+        "{item}",
+        "{name}",
+        "{stem}",
+        "{ext}",
+        "{out}",
+        "{id}",
+        "{route}",
+        "{attempt}",
+        "{device}",
+        "{device_id}",
+        "[{gpu}]",
+        "{{x}}"
+    ]);
     let world = World::new(&format!("{}env = {{ EXTRA = \"{{stem}}\" }}\n", route(&command.to_string())));
     world.drop_file("a.b.wav", b"x");
     world.once();
@@ -189,8 +208,17 @@ fn placeholders_and_environment_say_the_same() {
     assert_eq!(args[1..4], ["a.b.wav", "a.b", "wav"]);
     assert_eq!(args[5..], [id, "all", "1", "cpu", "cpu", "[]", "{x}"]);
     let env = fs::read_to_string(dir.join("out/env")).expect("the environment");
-    for line in ["CUDA_VISIBLE_DEVICES=", "GAMDOK_ATTEMPT=1", "GAMDOK_DEVICE=cpu", "GAMDOK_DEVICE_ID=cpu", "GAMDOK_FD=3", "GAMDOK_GPUS=0",
-        "GAMDOK_NAME=a.b.wav", "GAMDOK_ROUTE=all", &format!("GAMDOK_ID={id}")] {
+    for line in [
+        "CUDA_VISIBLE_DEVICES=",
+        "GAMDOK_ATTEMPT=1",
+        "GAMDOK_DEVICE=cpu",
+        "GAMDOK_DEVICE_ID=cpu",
+        "GAMDOK_FD=3",
+        "GAMDOK_GPUS=0",
+        "GAMDOK_NAME=a.b.wav",
+        "GAMDOK_ROUTE=all",
+        &format!("GAMDOK_ID={id}"),
+    ] {
         assert!(env.lines().any(|it| it == line), "no {line} in {env}");
     }
 }

@@ -80,10 +80,7 @@ pub fn resolve(text: &str, rows: impl IntoIterator<Item = Listed>) -> Result<Lis
     match best.len() {
         0 => Err(Unresolved::Unknown(escape(text.as_bytes()))),
         1 => Ok(best.remove(0)),
-        _ => Err(Unresolved::Ambiguous {
-            text: escape(text.as_bytes()),
-            candidates: best.iter().map(label).collect(),
-        }),
+        _ => Err(Unresolved::Ambiguous { text: escape(text.as_bytes()), candidates: best.iter().map(label).collect() }),
     }
 }
 

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, Overrides, Warning};
+use crate::config::{Config, ConfigError, Overrides, Source, Warning};
 use crate::logging;
 use crate::root::Root;
 
@@ -177,17 +177,17 @@ impl Global {
 
     /// The configuration: `--config`, else ROOT/gamdok.toml, else the built-in one.
     fn config(&self) -> Result<(Config, Vec<Warning>), Trouble> {
-        let overrides = Overrides { root: self.root.clone() };
-        let usual = self.root.clone().unwrap_or_else(|| PathBuf::from(".")).join("gamdok.toml");
-        let (file, may_be_absent) = match &self.config {
-            Some(file) => (file, false),
-            None => (&usual, true),
-        };
-        if may_be_absent && std::fs::symlink_metadata(file).is_err_and(|it| it.kind() == std::io::ErrorKind::NotFound) {
-            let root = absolute(self.root.as_deref().unwrap_or(Path::new(".")))?;
-            return Ok((Config::builtin(&root, &root), Vec::new()));
+        self.source().load().map_err(|wrong| bad_config(&wrong))
+    }
+
+    fn source(&self) -> Source {
+        let usual = || self.root.as_deref().unwrap_or(Path::new(".")).join("gamdok.toml");
+        Source {
+            file: self.config.clone().unwrap_or_else(usual),
+            may_be_absent: self.config.is_none(),
+            overrides: Overrides { root: self.root.clone() },
+            command: None,
         }
-        Config::read(file, &overrides).map_err(|wrong| bad_config(&wrong))
     }
 
     /// The root, without a need for a sound configuration where its place is plain.

@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 
 use clap::Args;
+use crossbeam_channel::Receiver;
 use serde_json::json;
 
 use super::trouble::{Trouble, exit, of_text};
 use super::{Global, bad_config, output};
 use crate::director::{self, Options, Summary};
+use crate::worker;
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -24,13 +26,16 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self, global: &Global) -> Result<u8, Trouble> {
-        let (mut config, mut warnings) = global.config()?;
+        let mut source = global.source();
         if !self.command.is_empty() {
-            let cwd = std::env::current_dir()?;
-            config = config.with_command(&self.command, &cwd).map_err(|wrong| bad_config(&wrong))?;
-            warnings = config.warnings();
+            source.command = Some((self.command, std::env::current_dir()?));
         }
-        let options = Options { config, warnings, once: self.once, init: self.init };
+        let (config, warnings) = source.load().map_err(|wrong| bad_config(&wrong))?;
+        // Daemons that a worker leaves behind become ours, to be found and ended with it.
+        if let Err(error) = worker::adopt_orphans() {
+            tracing::warn!(%error, "processes that detach themselves from their worker can't be adopted");
+        }
+        let options = Options { config, warnings, source, once: self.once, init: self.init, stops: signals()? };
         let summary = director::run(options)
             .map_err(|wrong| of_text(wrong.exit_code(), code(wrong.exit_code()), &wrong.to_string()))?;
         if self.once && global.json {
@@ -40,11 +45,21 @@ impl Run {
             output::print(&told(&summary))?;
         }
         Ok(match summary {
-            Summary { stopped_by_signal_twice: true, .. } => exit::SIGNALLED,
+            Summary { interrupted: true, .. } => exit::SIGNALLED,
             Summary { failed: 1.., .. } if self.once => exit::FAILED,
             _ => exit::OK,
         })
     }
+}
+
+/// One message for each SIGINT, SIGTERM or SIGHUP.
+fn signals() -> Result<Receiver<()>, Trouble> {
+    let (tell, stops) = crossbeam_channel::unbounded();
+    ctrlc::set_handler(move || {
+        let _ = tell.send(());
+    })
+    .map_err(|error| std::io::Error::other(format!("cannot listen for signals: {error}")))?;
+    Ok(stops)
 }
 
 fn told(summary: &Summary) -> String {

@@ -106,7 +106,12 @@ impl Director {
             attempt: n,
             name,
             dir: dir.clone(),
-            on: worker::DeviceWords { device: pinned.device, id: pinned.device_id, gpu: pinned.indexes, gpus: pinned.gpus },
+            on: worker::DeviceWords {
+                device: pinned.device,
+                id: pinned.device_id,
+                gpu: pinned.indexes,
+                gpus: pinned.gpus,
+            },
             pinning: pinned.env.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         };
         let worker::Expanded { argv, env, cwd } = match worker::expand(route, &facts, std::env::vars_os()) {
@@ -244,7 +249,8 @@ impl Director {
     }
 
     fn energy(&self, on: &[DeviceId]) -> BTreeMap<DeviceId, u64> {
-        let reading = |id: &DeviceId| self.snapshot.devices.iter().find(|reading| reading.id == *id)?.energy_millijoules;
+        let reading =
+            |id: &DeviceId| self.snapshot.devices.iter().find(|reading| reading.id == *id)?.energy_millijoules;
         on.iter().filter_map(|id| Some((id.clone(), reading(id)?))).collect()
     }
 
@@ -252,7 +258,10 @@ impl Director {
     /// for the counter's period.
     fn energy_spent(&self, running: &Running, on: &[DeviceId]) -> Option<f64> {
         let shared = |id: &DeviceId| self.state.device(id).is_some_and(|device| device.leases.held.len() > 1);
-        if self.state.now.since(running.started).as_secs() < 1 || on.iter().any(shared) || running.energy.len() != on.len() {
+        if self.state.now.since(running.started).as_secs() < 1
+            || on.iter().any(shared)
+            || running.energy.len() != on.len()
+        {
             return None;
         }
         let after = self.energy(on);

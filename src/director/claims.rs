@@ -89,17 +89,19 @@ impl Director {
 
     /// An item has its outcome, in its place.
     fn filed(&mut self, record: Arc<JobRecord>, result: ResultRecord, dir: PathBuf) {
-                match result.outcome {
-                    Outcome::Done => self.summary.done += 1,
-                    Outcome::Failed => self.summary.failed += 1,
-                    Outcome::Cancelled => self.summary.cancelled += 1,
-                }
-                let reason = result.reason.map(Reason::as_str);
-                let message = result.message.as_deref().map(|text| crate::item::escape(text.as_bytes()));
-                match result.outcome {
-                    Outcome::Done => info!(job = %record.dir(), attempts = result.attempts.len(), "done"),
-                    _ => warn!(job = %record.dir(), reason, message, attempts = result.attempts.len(), "{}", result.outcome.as_str()),
-                }
+        match result.outcome {
+            Outcome::Done => self.summary.done += 1,
+            Outcome::Failed => self.summary.failed += 1,
+            Outcome::Cancelled => self.summary.cancelled += 1,
+        }
+        let reason = result.reason.map(Reason::as_str);
+        let why = result.message.as_deref().map(|text| crate::item::escape(text.as_bytes()));
+        match result.outcome {
+            Outcome::Done => info!(job = %record.dir(), attempts = result.attempts.len(), "done"),
+            _ => {
+                warn!(job = %record.dir(), reason, why, attempts = result.attempts.len(), "{}", result.outcome.as_str())
+            }
+        }
         self.to_ledger(ledger::Entry::Ended { record, result: Arc::new(result), dir });
     }
 
@@ -126,7 +128,10 @@ impl Director {
         let record = claimed.record;
         self.state.rewrite(id, |known| *known = (*record).clone());
         self.step(id, Step::Claimed);
-        self.to_ledger(ledger::Entry::Claimed { record: record.clone(), dir: self.root.claimed().join(claimed.dir.as_str()) });
+        self.to_ledger(ledger::Entry::Claimed {
+            record: record.clone(),
+            dir: self.root.claimed().join(claimed.dir.as_str()),
+        });
         if record.cancelled || self.cancelling.remove(&id) {
             self.commit(id, cancelled_ending());
         }
@@ -171,7 +176,10 @@ impl Director {
             None => 1,
         };
         let id = record.id;
-        self.to_ledger(ledger::Entry::Claimed { record: record.clone(), dir: self.root.claimed().join(claimed.dir.as_str()) });
+        self.to_ledger(ledger::Entry::Claimed {
+            record: record.clone(),
+            dir: self.root.claimed().join(claimed.dir.as_str()),
+        });
         let stage = Stage::Claimed { next, since: self.state.now };
         let cancelled = record.cancelled;
         self.state.insert(Job { record, stage, pid: None, progress: None });
@@ -197,8 +205,12 @@ impl Director {
                 self.cancelling.insert(id);
             }
             Stage::Claimed { .. } | Stage::Retrying { .. } => self.commit(id, cancelled_ending()),
-            Stage::Preparing { .. } | Stage::Running { .. } | Stage::Stopping { .. } => self.stop(id, StopWhy::Cancelled),
-            Stage::Committing { .. } | Stage::Ended { .. } | Stage::Withdrawn => return Err("it has ended already".to_owned()),
+            Stage::Preparing { .. } | Stage::Running { .. } | Stage::Stopping { .. } => {
+                self.stop(id, StopWhy::Cancelled)
+            }
+            Stage::Committing { .. } | Stage::Ended { .. } | Stage::Withdrawn => {
+                return Err("it has ended already".to_owned());
+            }
         }
         Ok(())
     }
@@ -233,5 +245,6 @@ fn provisional(id: JobId, candidate: &Candidate, cancelled: bool) -> JobRecord {
         attempts: Vec::new(),
         avoid: Vec::new(),
         cancelled,
+        revived_after: 0,
     }
 }

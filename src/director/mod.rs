@@ -251,7 +251,9 @@ impl Director {
     }
 
     fn spool_is_stuck(&self) -> bool {
-        [What::Spool, What::Space].iter().any(|what| self.health.get(what).is_some_and(|it| it.state == Condition::Failed))
+        [What::Spool, What::Space]
+            .iter()
+            .any(|what| self.health.get(what).is_some_and(|it| it.state == Condition::Failed))
     }
 
     fn on_signal(&mut self) {
@@ -264,7 +266,8 @@ impl Director {
             warn!(running = self.state.stages().running, "stopping now: running items are ended and stay in claimed/");
             self.summary.interrupted = true;
             self.state.phase = Phase::Stopping;
-            let ids: Vec<JobId> = self.state.jobs().filter(|job| !job.stage.leased().is_empty()).map(|job| job.record.id).collect();
+            let ids: Vec<JobId> =
+                self.state.jobs().filter(|job| !job.stage.leased().is_empty()).map(|job| job.record.id).collect();
             for id in ids {
                 self.stop(id, StopWhy::Shutdown);
             }
@@ -316,7 +319,10 @@ impl Director {
             Ok(read) => read,
             Err(error) => {
                 warn!(%error, "the changed configuration is not valid; the old one stays in force");
-                self.set_health(Check::failed(What::Config, format!("the changed file is not valid, the old one stays in force: {error}")));
+                self.set_health(Check::failed(
+                    What::Config,
+                    format!("the changed file is not valid, the old one stays in force: {error}"),
+                ));
                 return;
             }
         };
@@ -336,7 +342,8 @@ impl Director {
         if new == self.config {
             return;
         }
-        let kept = (new.history.keep_done, new.history.keep_failed) != (self.config.history.keep_done, self.config.history.keep_failed);
+        let kept = (new.history.keep_done, new.history.keep_failed)
+            != (self.config.history.keep_done, self.config.history.keep_failed);
         info!(routes = new.routes.len(), "the changed configuration is in force");
         self.config = new;
         self.state.rules = start::resolved(&self.config.devices);
@@ -364,12 +371,12 @@ impl Director {
             return;
         }
         self.dirty = true;
-        let (what, message) = (format!("{:?}", check.what).to_lowercase(), crate::item::escape(check.message.as_bytes()));
+        let (what, why) = (check.what.as_str(), crate::item::escape(check.message.as_bytes()));
         match check.state {
             Condition::Ok if before.is_some_and(|it| it.state != Condition::Ok) => info!(what, "well again"),
             Condition::Ok => {}
-            Condition::Degraded => warn!(what, message, "degraded"),
-            Condition::Failed => error!(what, message, "failed"),
+            Condition::Degraded => warn!(what, why, "degraded"),
+            Condition::Failed => error!(what, why, "failed"),
         }
         self.health.insert(check.what, check);
     }
@@ -381,7 +388,8 @@ impl Director {
             self.claims_resume = None;
             self.state.may_claim = true;
         }
-        let locked_out: Vec<DeviceId> = self.locked_out().filter(|(_, until)| *until <= now).map(|(id, _)| id.clone()).collect();
+        let locked_out: Vec<DeviceId> =
+            self.locked_out().filter(|(_, until)| *until <= now).map(|(id, _)| id.clone()).collect();
         for id in locked_out {
             self.state.device_mut(&id).cordon = None;
         }
@@ -416,7 +424,8 @@ impl Director {
         let watchdog = self.watchdog.map(|_| self.watchdog_at);
         let locked_out = self.locked_out().map(|(_, until)| until).min();
         let retry = self.state.next_retry();
-        let known = [publish, probe, watchdog, locked_out, retry, self.claims_resume, self.state.next_change(&self.snapshot)];
+        let known =
+            [publish, probe, watchdog, locked_out, retry, self.claims_resume, self.state.next_change(&self.snapshot)];
         known.into_iter().flatten().min()
     }
 
@@ -455,7 +464,8 @@ impl Director {
 
     fn answer_scanner(&mut self) {
         if !self.taken.is_empty() {
-            self.to_scanner(inbox::Answer::Taken(std::mem::take(&mut self.taken)));
+            let taken = std::mem::take(&mut self.taken);
+            self.to_scanner(inbox::Answer::Taken(taken));
         }
     }
 }

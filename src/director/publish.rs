@@ -1,9 +1,7 @@
 //! The published view: a numbered copy of the state for everyone who reads. Nobody else ever sees the state itself.
 
 use super::{Director, PUBLISH_EVERY, PUBLISH_LARGE_EVERY};
-use crate::api::view::{
-    Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, RunningView, Status, View,
-};
+use crate::api::view::{Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, RunningView, Status, View};
 use crate::devices::{DeviceId, DeviceKind, Reading, Verdict};
 use crate::inbox::ItemInfo;
 use crate::item::Stage;
@@ -66,7 +64,7 @@ impl Director {
                 ignored: self.counts.ignored,
             },
             devices: self.snapshot.devices.iter().map(|reading| self.device_view(reading)).collect(),
-            running: self.state.running().map(running_view).collect(),
+            running: self.state.jobs().filter(|job| !job.stage.leased().is_empty()).map(running_view).collect(),
             held: self.held(),
             health: self.health.values().cloned().collect(),
         }
@@ -115,9 +113,13 @@ impl Director {
     fn live(&self) -> Vec<Listed> {
         let mut rows: Vec<Listed> = self.state.jobs().take(LIVE).map(|job| self.job_row(job)).collect();
         for it in &self.counts.held {
-            rows.push(Listed { reason: Some(crate::item::escape(it.reason.as_bytes())), ..inbox_row("held", &it.key, None, it.route.clone()) });
+            rows.push(Listed {
+                reason: Some(crate::item::escape(it.reason.as_bytes())),
+                ..inbox_row("held", &it.key, None, it.route.clone())
+            });
         }
-        let offered: std::collections::HashSet<_> = self.state.offers().flat_map(|(_, line)| line).map(|it| &it.key).collect();
+        let offered: std::collections::HashSet<_> =
+            self.state.offers().flat_map(|(_, line)| line).map(|it| &it.key).collect();
         for (route, line) in self.state.offers() {
             for candidate in line {
                 let reason = plan::why_offer_waits(&self.state, &self.snapshot, candidate);
@@ -125,7 +127,8 @@ impl Director {
                 rows.push(Listed { reason: Some(reason), ..row });
             }
         }
-        let info = |state: &'static str| move |it: &ItemInfo| inbox_row(state, &it.key, it.arrived_at, it.route.clone());
+        let info =
+            |state: &'static str| move |it: &ItemInfo| inbox_row(state, &it.key, it.arrived_at, it.route.clone());
         rows.extend(self.counts.ready_names.iter().filter(|it| !offered.contains(&it.key)).map(info("ready")));
         rows.extend(self.counts.arriving_names.iter().map(info("arriving")));
         rows.extend(self.counts.ignored_names.iter().map(info("ignored")));
@@ -145,7 +148,8 @@ impl Director {
             name: record.name.clone(),
             route: Some(record.route.name.clone()),
             state: job.stage.word().to_owned(),
-            attempts: record.attempts.iter().filter(|it| it.started_at.is_some() || it.ended_at.is_some()).count() as u32,
+            attempts: record.attempts.iter().filter(|it| it.started_at.is_some() || it.ended_at.is_some()).count()
+                as u32,
             devices: job.stage.leased().iter().map(|id: &DeviceId| id.0.clone()).collect(),
             arrived_at: record.arrived_at,
             finished_at: None,

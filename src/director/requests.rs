@@ -1,6 +1,7 @@
 //! What people and programs ask of the director through the interface.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -91,7 +92,8 @@ impl Director {
 
     /// By UUID, a unique prefix of one, or the index.
     fn find_device(&self, text: &str) -> Result<DeviceId, Refusal> {
-        let exact = |reading: &&Reading| reading.id.0 == text || reading.index.is_some_and(|index| index.to_string() == text);
+        let exact =
+            |reading: &&Reading| reading.id.0 == text || reading.index.is_some_and(|index| index.to_string() == text);
         let prefix = |reading: &&Reading| reading.id.0.starts_with(text);
         let mut found: Vec<&Reading> = self.snapshot.devices.iter().filter(exact).collect();
         if found.is_empty() && !text.is_empty() {
@@ -99,8 +101,16 @@ impl Director {
         }
         match found.as_slice() {
             [one] => Ok(one.id.clone()),
-            [] => Err(refusal("no-such-device", format!("no device `{text}`"), "`gamdok gpus` lists them: name one by index or UUID")),
-            _ => Err(refusal("ambiguous", format!("`{text}` names {} devices", found.len()), "give the UUID that `gamdok gpus --json` shows")),
+            [] => Err(refusal(
+                "no-such-device",
+                format!("no device `{text}`"),
+                "`gamdok gpus` lists them: name one by index or UUID",
+            )),
+            _ => Err(refusal(
+                "ambiguous",
+                format!("`{text}` names {} devices", found.len()),
+                "give the UUID that `gamdok gpus --json` shows",
+            )),
         }
     }
 
@@ -137,9 +147,10 @@ impl Director {
             return;
         }
         // The inbox may hang (a dead mount): it is looked at on a thread of its own.
-        let (path, results) = (self.root.inbox().join(&key.folder), self.inspections.clone());
+        let (path, results, routes) = (self.root.inbox(), self.inspections.clone(), self.config.routes.clone());
+        let unmatched = Arc::new(spool::no_route());
         let look = move || {
-            let outcome = inbox::inspect(&path, &key).map_err(|error| error.to_string());
+            let outcome = inbox::find(&path, &key, &routes, unmatched).map_err(|error| error.to_string());
             let _ = results.send(Inspected { key, outcome });
         };
         if let Err(error) = std::thread::Builder::new().name("inspect".to_owned()).spawn(look) {
@@ -184,7 +195,8 @@ impl Director {
             }
             Err(why) => Err(json!({ "id": id, "message": why })),
         };
-        if let Some(pending) = self.retries.iter_mut().find(|pending| pending.waiting.remove(&id)) {
+        if let Some(pending) = self.retries.iter_mut().find(|pending| pending.waiting.contains(&id)) {
+            pending.waiting.remove(&id);
             match words {
                 Ok(dir) => pending.revived.push(dir),
                 Err(why) => pending.refused.push(why),

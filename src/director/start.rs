@@ -7,8 +7,8 @@ use crossbeam_channel::{bounded, unbounded};
 use tracing::{error, info, warn};
 
 use super::{Director, Summary};
-use crate::api::view::{Counts, DirectorState, Status, View};
 use crate::api;
+use crate::api::view::{Counts, DirectorState, Status, View};
 use crate::config::{self, Config};
 use crate::devices::locks::Locks;
 use crate::devices::pin::Cores;
@@ -92,7 +92,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         .unwrap_or_else(|_| Prober::unheard(clock.now(), "the driver hasn't answered yet"));
     let scanner = inbox::start(inbox::Setup {
         inbox: root.inbox(),
-        sentinel: root.sentinel(),
+        sentinel: root.state().join("root.json"),
         rules: Arc::new(config.inbox.clone()),
         routes: config.routes.clone(),
         once,
@@ -102,8 +102,9 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     let configured = config::watch::start(source, &config).map_err(io("watch the configuration"))?;
     let board = api::Board::new(first_view(&root, first.mode));
     let (ask, requests) = bounded(REQUESTS);
-    let token = config.api.token_file.as_deref().map(api::read_token).transpose().map_err(io("read the token"))?;
-    let directories = api::Directories::new(root.path(), Some(&config));
+    let token =
+        config.api.token_file.as_deref().map(api::server::read_token).transpose().map_err(io("read the token"))?;
+    let directories = api::directories::Directories::new(root.path(), Some(&config));
     let server = api::serve(api::ServerSetup {
         directories: directories.clone(),
         board: board.clone(),
@@ -208,7 +209,16 @@ fn no_devices() -> Snapshot {
 }
 
 fn all_well() -> BTreeMap<What, Check> {
-    let parts = [What::Inbox, What::Watch, What::Spool, What::Space, What::Devices, What::Ledger, What::Config, What::LeaseTest];
+    let parts = [
+        What::Inbox,
+        What::Watch,
+        What::Spool,
+        What::Space,
+        What::Devices,
+        What::Ledger,
+        What::Config,
+        What::LeaseTest,
+    ];
     parts.into_iter().map(|what| (what, Check::ok(what))).collect()
 }
 

@@ -9,6 +9,7 @@ mod judging;
 mod line;
 mod manifest;
 mod matching;
+mod named;
 mod names;
 mod places;
 mod ready;
@@ -30,6 +31,7 @@ use crate::config::{Inbox as InboxRules, Route};
 use crate::item::{ItemKind, ItemName, Signature};
 use crate::units::{Clock, Moment};
 
+pub use named::find;
 pub use names::Ignore;
 pub use scanner::start;
 

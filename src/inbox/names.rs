@@ -31,7 +31,7 @@ const WHOLE: [&[u8]; 3] = [b"thumbs.db", b"desktop.ini", b".ds_store"];
 const DIRECTORIES: [&[u8]; 6] = [b".~tmp~", b".rsync-partial", b"@eadir", b"__macosx", b".stfolder", b"lost+found"];
 
 /// Tells the names that aren't items: the built-in patterns and the configuration's `ignore`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ignore {
     extra: GlobSet,
 }

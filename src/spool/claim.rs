@@ -14,7 +14,7 @@ use super::record::{self, COMPANIONS, ITEM, JOB};
 use super::{ClaimedJob, NotClaimed};
 use crate::inbox::Candidate;
 use crate::item::{Attempt, ItemKind, ItemName, JobDir, JobId, JobRecord};
-use crate::sys::lease;
+use crate::sys::lease::{self, ReadLease, Taken};
 
 /// An item on its way in.
 #[derive(Debug)]

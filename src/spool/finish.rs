@@ -134,7 +134,7 @@ impl Finish {
             id: record.id,
             name: record.name.clone(),
             name_b64: record.name_b64.clone(),
-            route: (!self.routeless).then(|| record.route.name.clone()),
+            route: (!self.routeless && !record.route.name.is_empty()).then(|| record.route.name.clone()),
             outcome: self.ending.outcome,
             reason: self.ending.reason,
             message,

@@ -36,7 +36,7 @@ use crate::units::Clock;
 pub use fault_points::{FAULT_POINTS, Faults};
 pub use ground::boot_id;
 pub use record::LockNote;
-pub use recover::recover;
+pub use recover::{no_route, recover};
 pub use revive::{Place, find};
 pub use tally::Tally;
 

@@ -155,7 +155,13 @@ impl World {
         let socket = UnixDatagram::bind(&path).expect("bind the readiness socket");
         socket.set_read_timeout(Some(LIMIT)).expect("set its limit");
         let log = fs::File::options().create(true).append(true).open(self.scratch("log")).expect("open the log");
-        let child = self.command(args).env("NOTIFY_SOCKET", &path).stdout(Stdio::null()).stderr(log).spawn().expect("start gamdok");
+        let child = self
+            .command(args)
+            .env("NOTIFY_SOCKET", &path)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("start gamdok");
         let service = Service { child: Some(child), log: self.scratch("log") };
         let mut buffer = [0; 256];
         loop {
@@ -199,7 +205,8 @@ impl World {
         let mut found = Vec::new();
         for state in ["done", "failed"] {
             for job in subdirs(&self.root.join(state)).iter().flat_map(|day| subdirs(day)) {
-                let result = fs::read(job.join("result.json")).unwrap_or_else(|error| panic!("{}: {error}", job.display()));
+                let result =
+                    fs::read(job.join("result.json")).unwrap_or_else(|error| panic!("{}: {error}", job.display()));
                 found.push((job, serde_json::from_slice(&result).expect("result.json is JSON")));
             }
         }
@@ -217,7 +224,9 @@ impl World {
     /// Outcomes by name: `name outcome reason`.
     pub fn outcomes(&self) -> Vec<String> {
         let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-        let line = |(_, result): &(PathBuf, Value)| format!("{} {} {}", word(&result["name"]), word(&result["outcome"]), word(&result["reason"]));
+        let line = |(_, result): &(PathBuf, Value)| {
+            format!("{} {} {}", word(&result["name"]), word(&result["outcome"]), word(&result["reason"]))
+        };
         let mut lines: Vec<String> = self.results().iter().map(line).collect();
         lines.sort();
         lines
@@ -293,7 +302,8 @@ pub fn text(bytes: &[u8]) -> String {
 }
 
 pub fn names(dir: &Path) -> Vec<OsString> {
-    let mut names: Vec<OsString> = fs::read_dir(dir).map(|entries| entries.flatten().map(|entry| entry.file_name()).collect()).unwrap_or_default();
+    let mut names: Vec<OsString> =
+        fs::read_dir(dir).map(|entries| entries.flatten().map(|entry| entry.file_name()).collect()).unwrap_or_default();
     names.sort();
     names
 }
