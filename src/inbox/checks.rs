@@ -79,6 +79,8 @@ impl Checks {
     }
 
     pub(super) fn order(&mut self, order: Order) {
+        // The new one replaces what hasn't begun; the answer of what has is known by its token and ignored.
+        self.waiting.retain(|other| (other.folder, &other.name) != (order.folder, &order.name));
         self.waiting.push_back(order);
         self.start_waiting();
     }

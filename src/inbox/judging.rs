@@ -36,6 +36,8 @@ pub(super) enum Why {
     Lead { origin: Origin, ctime_ns: i64 },
     /// Its timer ran out.
     Due,
+    /// Its marker or its manifest changed: what was said of it before is void, a check under way too.
+    Companion,
     /// A scan found it changed, or a check has spoken.
     Again,
 }
@@ -214,6 +216,7 @@ impl Core {
                 self.look_with(f, &name, Why::Again, None);
             }
         }
+        self.rearm(f, &name);
     }
 
     fn ready(&mut self, found: &Found<'_>, facts: &Facts, track: Track) {
@@ -291,7 +294,7 @@ impl Core {
         if !matches!(inspect::look(&place.fd, owner), Look::Gone) {
             self.forget(f, name);
             if self.folders[f].items.contains_key(owner) {
-                self.look(f, owner, Why::Due);
+                self.look(f, owner, Why::Companion);
             }
             return;
         }
@@ -374,7 +377,7 @@ fn recall(before: Option<Tracked>, why: Why, signature: &Signature) -> Track {
             track.touch(origin);
             track
         }
-        Why::Due => {
+        Why::Due | Why::Companion => {
             let mut track = known.unwrap_or_else(|| Track::new(Origin::Scanned));
             track.forget_refusals();
             track

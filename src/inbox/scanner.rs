@@ -33,6 +33,8 @@ use crate::units::{Clock, Moment};
 const BATCH: usize = 512;
 /// A withdrawal waits this long: nearly always the item left because it was claimed, and the answer says so.
 const WITHDRAW_AFTER: Duration = Duration::from_millis(100);
+/// After a look that could not be made.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long the answer to an offer that was taken back may still come.
 const OWED: Duration = Duration::from_secs(60);
 /// Differences of the clocks beyond this are jumps.
@@ -217,18 +219,23 @@ impl Core {
         }
     }
 
-    fn next_deadline(&self) -> Moment {
+    pub(super) fn next_deadline(&self) -> Moment {
         let mut at = self.next_tick;
         let mut sooner = |other: Moment| at = at.min(other);
-        if let Some((due, ..)) = self.timers.first() {
-            sooner(*due);
-        }
         if let Some((due, ..)) = self.departures.front() {
             sooner(*due);
         }
         if let Some(due) = self.reported.due() {
             sooner(due);
         }
+        // Nothing of the inbox can be done while it can't be read.
+        if self.trouble.is_some() {
+            return at;
+        }
+        if let Some((due, ..)) = self.timers.first() {
+            at = at.min(*due);
+        }
+        let mut sooner = |other: Moment| at = at.min(other);
         for folder in self.folders.iter().filter(|folder| folder.place.is_some()) {
             sooner(folder.next_scan);
             if folder.wants_refill() {
@@ -274,7 +281,9 @@ impl Core {
                     let offered = |tracked: &super::folder::Tracked| matches!(tracked.state, State::Offered { .. });
                     // It may be settling again already, when an event was faster than the answer.
                     if self.folders[f].items.get(name).is_none_or(offered) {
+                        // When the claim was undone, its return was offered already.
                         self.forget(f, name);
+                        self.withdraw(key.clone());
                         self.departed.remove(&(f, name.to_owned()));
                         self.look(f, name, Why::Event(Origin::Touched));
                     }
@@ -314,7 +323,7 @@ impl Core {
             Look::Found { .. } => {
                 // Something lies there under the taken name, and no event told of it: offer it as what it is now.
                 self.forget(f, name);
-                self.withdrawn.push(key.clone());
+                self.withdraw(key.clone());
                 self.look(f, name, Why::Again);
             }
             Look::Gone | Look::Failed(_) => {
@@ -337,6 +346,7 @@ impl Core {
             track: Some(super::ready::Track::new(Origin::Settled)),
         };
         let due = self.now() + retry_in;
+        self.withdraw(key.clone());
         self.put(f, name, State::Held(Box::new(held)), shape, Some(due));
     }
 
@@ -415,6 +425,23 @@ impl Core {
                 tracked.due = None;
             }
             self.look(f, &name, Why::Due);
+            self.rearm(f, &name);
+        }
+    }
+
+    /// What still settles and could not be looked at (its folder is away) is looked at again.
+    pub(super) fn rearm(&mut self, f: usize, name: &OsStr) {
+        let at = self.now() + LOOK_AGAIN;
+        let Some(tracked) = self.folders[f].items.get_mut(name) else { return };
+        let waits = match &tracked.state {
+            State::Settling { checking, .. } => checking.is_none(),
+            State::Held(held) => held.track.is_some(),
+            State::Orphan { .. } => true,
+            State::Queued { .. } | State::Offered { .. } => false,
+        };
+        if waits && tracked.due.is_none() {
+            tracked.due = Some(at);
+            self.timers.insert((at, f, name.to_owned()));
         }
     }
 
@@ -467,9 +494,15 @@ impl Core {
         let left = self.departed.get_mut(&(f, candidate.key.name.as_os_str().to_owned()));
         if let Some(departed) = left.filter(|departed| !departed.told) {
             departed.told = true;
-            self.withdrawn.push(candidate.key.clone());
+            self.withdraw(candidate.key.clone());
         }
         self.offered.push(candidate);
+    }
+
+    /// Takes an offer back. Withdrawals are sent first, so what wasn't sent yet isn't sent at all.
+    fn withdraw(&mut self, key: CandidateKey) {
+        self.offered.retain(|candidate| candidate.key != key);
+        self.withdrawn.push(key);
     }
 
     /// An offered item went away, or another one has its name.
@@ -486,7 +519,7 @@ impl Core {
             let key = self.folders[f].key(&name);
             if let Some(departed) = self.departed.get_mut(&(f, name)).filter(|departed| !departed.told) {
                 departed.told = true;
-                self.withdrawn.push(key);
+                self.withdraw(key);
             }
         }
     }

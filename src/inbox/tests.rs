@@ -28,6 +28,7 @@ struct World {
     withdrawn: Vec<CandidateKey>,
     counts: Counts,
     health: Vec<Check>,
+    claims: std::cell::Cell<usize>,
 }
 
 impl World {
@@ -60,6 +61,7 @@ impl World {
             withdrawn: Vec::new(),
             counts: Counts::default(),
             health: Vec::new(),
+            claims: Default::default(),
         }
     }
 
@@ -138,7 +140,9 @@ impl World {
     /// Does what a claim does, and answers.
     fn claim(&self, candidate: &Candidate) {
         let name = candidate.key.name.as_os_str();
-        fs::rename(self.path(name), self.dir.path().join("out/claimed")).unwrap();
+        self.claims.set(self.claims.get() + 1);
+        let claimed = self.dir.path().join("out").join(format!("claimed.{}", self.claims.get()));
+        fs::rename(self.path(name), claimed).unwrap();
         self.answer(Answer::Taken(vec![candidate.key.clone()]));
     }
 }
@@ -269,6 +273,33 @@ fn without_the_sentinel_nothing_is_offered() {
     fs::write(&sentinel, "{}").unwrap();
     world.condition(What::Inbox, Condition::Ok);
     assert_eq!(world.offered_name(), "a");
+}
+
+#[test]
+fn what_settles_is_not_forgotten_while_the_inbox_is_away() {
+    let mut world = World::new(Duration::from_millis(300)).start();
+    fs::write(world.path("a"), "x").unwrap();
+    world.until("a settling item", |world| (world.counts.arriving == 1).then_some(()));
+    let away = world.dir.path().join("away");
+    fs::rename(&world.setup.inbox, &away).unwrap();
+    world.condition(What::Inbox, Condition::Failed);
+    fs::rename(&away, &world.setup.inbox).unwrap();
+    assert_eq!(world.offered_name(), "a");
+}
+
+#[test]
+fn a_dead_inbox_is_no_reason_to_spin() {
+    let world = World::new(SOON);
+    let (notices, _heard) = crossbeam_channel::unbounded();
+    let mut core = scanner::Core::new(world.setup.clone(), notices, Arc::default());
+    while core.work() {}
+    fs::write(world.path("a"), "x").unwrap();
+    core.look(0, OsStr::new("a"), judging::Why::Event(ready::Origin::Touched));
+    fs::remove_file(&world.setup.sentinel).unwrap();
+    core.check_places();
+    core.flush();
+    assert!(core.trouble.is_some());
+    assert_eq!(core.next_deadline(), core.next_tick.min(core.reported.due().unwrap_or(core.next_tick)));
 }
 
 #[test]
@@ -491,4 +522,27 @@ fn a_burst_of_renames_is_offered_whole() {
     seen.sort();
     seen.dedup();
     assert_eq!(seen.len(), FILES);
+}
+
+#[test]
+fn a_marker_without_its_item_is_no_item() {
+    let mut world = World::new(SOON).route(|route| route.ready.marker = Some(".done".to_owned()));
+    fs::write(world.path("a.done"), "").unwrap();
+    world = world.start();
+    // Its item may still come, and is found marked.
+    world.rename_in("a");
+    let candidate = world.offer();
+    assert_eq!(candidate.companions, [ItemName::new("a.done")]);
+    assert_eq!((world.counts.held_total, world.counts.arriving), (0, 0));
+}
+
+#[test]
+fn a_dropped_scanner_ends() {
+    let mut world = World::new(SOON).start();
+    let scanner = world.scanner.take().unwrap();
+    let notices = scanner.notices.clone();
+    assert!(scanner.silent_for(world.setup.clock.now()) < LIMIT);
+    drop(scanner);
+    while notices.recv_timeout(LIMIT).is_ok() {}
+    assert_eq!(notices.try_recv().unwrap_err(), crossbeam_channel::TryRecvError::Disconnected);
 }
