@@ -110,7 +110,7 @@ impl Entries {
     /// Hands an entry to the writer, or counts it as dropped.
     pub fn send(&self, entry: Entry) {
         if self.queue.len() >= ENTRIES || self.queue.send(entry).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.dropped.fetch_add(1, Ordering::Release);
         }
     }
 

@@ -75,8 +75,8 @@ impl Row {
         Row::new(record.id, job, place, Some(Brief::of(record)), Told::Result(result))
     }
 
-    /// Reads a job's directory; nothing when it is gone. Files that are missing or broken leave blanks: what the
-    /// directory's name and place tell is always there.
+    /// Reads a job's directory; nothing when it is gone or not whole yet. In an ended job's, files that are missing or
+    /// broken leave blanks: what the directory's name and place tell is always there.
     pub(super) fn read(root: &Path, place: &str, job: &JobDir, id: JobId) -> io::Result<Option<(Row, Vec<Attempt>)>> {
         let path = root.join(place).join(job.as_str());
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -86,6 +86,10 @@ impl Row {
             Err(error) => return Err(error.into()),
         };
         let brief: Option<Brief> = read_json(&dir, "job.json");
+        if place == CLAIMED && brief.is_none() {
+            // A claim in the making: its entry follows.
+            return Ok(None);
+        }
         let result: Option<ResultRecord> = (place != CLAIMED).then(|| read_json(&dir, "result.json")).flatten();
         let told = match &result {
             _ if place == CLAIMED => Told::Live(CLAIMED),

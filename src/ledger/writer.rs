@@ -59,6 +59,8 @@ enum Due {
 struct Batch {
     entries: Vec<Entry>,
     flushes: Vec<Sender<()>>,
+    /// Entries that found no room since the last round.
+    lost: u64,
     stop: bool,
 }
 
@@ -113,7 +115,7 @@ impl Writer {
         self.open();
         loop {
             let batch = self.gather();
-            self.write(batch.entries);
+            self.write(batch.entries, batch.lost);
             self.look_on();
             for answer in batch.flushes {
                 let _ = answer.send(());
@@ -138,7 +140,10 @@ impl Writer {
         }
         // Orders first: what was sent before one of them is in the queue by now.
         self.orders.try_iter().for_each(|order| batch.obey(order));
-        let limit = if batch.is_urgent() { usize::MAX } else { GROUP };
+        // The losses likewise, and then all entries: a lost one is later than what is in the queue, and what the
+        // directories tell of it must not be overwritten by an earlier entry.
+        batch.lost = self.dropped.swap(0, Ordering::AcqRel);
+        let limit = if batch.is_urgent() || batch.lost > 0 { usize::MAX } else { GROUP };
         self.queue.try_iter().take(limit).for_each(|entry| batch.add(entry));
         batch
     }
@@ -164,7 +169,7 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, entries: Vec<Entry>) {
+    fn write(&mut self, entries: Vec<Entry>, lost: u64) {
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.retry_at = None;
         }
@@ -176,7 +181,6 @@ impl Writer {
         if self.store.is_none() && self.retry_at.is_none() {
             self.open();
         }
-        let lost = self.dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
             tracing::warn!(lost, "the ledger fell behind; the directories tell it what it missed");
             self.say(Check::degraded(What::Ledger, format!("{lost} entries found no room; catching up")));
