@@ -219,11 +219,12 @@ impl World {
 
     fn decide(&mut self) {
         let decisions = plan(&self.state, &self.snapshot);
-        assert_eq!(decisions, plan(&self.state, &self.snapshot), "the same question has the same answer");
+        if self.chance.percent(10) {
+            assert_eq!(decisions, plan(&self.state, &self.snapshot), "the same question has the same answer");
+        }
         self.judge(&decisions);
         for decision in decisions {
             self.carry_out(decision);
-            self.state.check().expect("the invariants hold");
         }
         self.state.check().expect("the invariants hold");
         self.judge_items();
@@ -630,7 +631,6 @@ impl World {
         for _ in 0..self.spool.len() {
             self.spool_answers();
         }
-        self.decide();
         self.worker_ends();
         self.decide();
     }

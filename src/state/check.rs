@@ -1,15 +1,20 @@
 //! The invariants of the state, for tests: everything that is kept as an index is made again from the stages.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 
 use super::{Indexing, State};
 use crate::devices::DeviceId;
 use crate::item::Stage;
 
+/// Words are made only for what is wrong: this runs after each event of many worlds.
+fn agree(holds: bool, what: impl Display) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what.to_string()) }
+}
+
 impl State {
     /// Every invariant, checked from the stages up; the first that doesn't hold. For tests.
     pub fn check(&self) -> Result<(), String> {
-        let agree = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
         let mut rebuilt = State::new(self.rules.clone());
         for (id, job) in &self.jobs {
             agree(*id == job.record.id, "a job lies under its own id")?;
@@ -20,7 +25,7 @@ impl State {
             for device in on {
                 let held = self.devices.get(device).map_or(&[][..], |device| &device.leases.held);
                 let leases = held.iter().filter(|lease| lease.job == *id).count();
-                agree(leases == 1, &format!("job {id} has {leases} leases on {device}"))?;
+                agree(leases == 1, format_args!("job {id} has {leases} leases on {device}"))?;
             }
             agree(!on.is_empty() || (job.pid.is_none() && job.progress.is_none()), "only a leased job has a process")?;
         }
@@ -33,10 +38,10 @@ impl State {
         for (id, device) in &self.devices {
             let held = &device.leases.held;
             let most = if *id == DeviceId::cpu() { self.rules.cpu_slots.unwrap_or(1) } else { self.rules.slots };
-            agree(held.len() <= most as usize, &format!("{id} has {} leases for {most} slots", held.len()))?;
+            agree(held.len() <= most as usize, format_args!("{id} has {} leases for {most} slots", held.len()))?;
             for lease in held {
                 let leased = self.jobs.get(&lease.job).is_some_and(|job| job.stage.leased().contains(id));
-                agree(leased, &format!("the lease of {} on {id} is a job's", lease.job))?;
+                agree(leased, format_args!("the lease of {} on {id} is a job's", lease.job))?;
             }
         }
         Ok(())

@@ -76,10 +76,9 @@ impl World {
             }
             let free = slots - given;
             let (mut ahead, mut claiming) = (0, 0);
-            for (demand, jobs) in self.state.ahead().filter(|(demand, _)| demand.pool(self.snapshot.mode) == pool) {
+            for (_, jobs) in self.state.ahead().filter(|(demand, _)| demand.pool(self.snapshot.mode) == pool) {
                 ahead += (jobs.claiming + jobs.claimed) as usize;
                 claiming += jobs.claiming;
-                let _ = demand;
             }
             let due = decisions.iter().filter(|it| match it {
                 Decision::Due { job } => {
