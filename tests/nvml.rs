@@ -1,6 +1,9 @@
 //! Devices through nvml-wrapper's real loading path, against a stand-in library that is driven live. Each test starts
 //! itself again with the library in its path, since a process can't change where it looks for libraries.
 
+// Only builds with debug assertions let a test describe the host's /proc and /sys.
+#![cfg(debug_assertions)]
+
 mod standin;
 
 use std::collections::HashMap;
@@ -331,6 +334,37 @@ fn mig_instances_are_devices_and_their_gpu_is_not() {
             "GPU-1 excluded: in MIG mode without an instance: create one, or switch MIG off",
             "GPU-2 free: idle",
         ]);
+    });
+}
+
+#[test]
+fn mig_instances_are_lost_with_their_gpu() {
+    let board = Gpu { instances: Some(vec![Gpu::instance(3)]), ..Gpu::idle(1) };
+    scenario(gpus(&[board, Gpu::idle(2)]), |world| {
+        let parent = "GPU-1 excluded: in MIG mode: its instances take the work";
+        world.until(&[parent, "MIG-3 free: idle", "GPU-2 free: idle"]);
+        world.change(|state| {
+            let lost = vec![("all", LOST)];
+            state.gpus[0].errors = lost.clone();
+            state.gpus[0].instances.iter_mut().flatten().for_each(|instance| instance.errors = lost.clone());
+        });
+        let lost = "MIG-3 unhealthy: lost: fell off the bus, or no longer listed by the driver";
+        world.until(&[parent, lost, "GPU-2 free: idle"]);
+    });
+}
+
+#[test]
+fn a_lost_gpu_that_comes_back_is_watched_first() {
+    scenario(gpus(&[Gpu::idle(1), Gpu::idle(2)]), |world| {
+        world.until(&[FREE, "GPU-2 free: idle"]);
+        let out = "GPU-1 unhealthy: lost: fell off the bus, or no longer listed by the driver";
+        world.change(|state| drop(state.gpus.remove(0)));
+        world.until(&[out, "GPU-2 free: idle"]);
+        world.change(|state| state.gpus.insert(0, Gpu::idle(1)));
+        world.ask(Ask::Reconfigure(Arc::new(rules())));
+        let watched = format!("{out}; kept out until nothing has happened for 5m");
+        world.until(&[&watched, "GPU-2 free: idle"]);
+        assert!(!world.reading("GPU-1").health.lost);
     });
 }
 

@@ -16,6 +16,9 @@ const HEALTH: Duration = Duration::from_secs(60);
 const WATCH_PERIOD: Duration = Duration::from_millis(50);
 const WATCH_FOR: Duration = Duration::from_secs(30);
 
+/// What is due this soon comes along now: devices read one after another would drift apart otherwise.
+const SLACK: Duration = Duration::from_millis(50);
+
 /// This much above its resting value, memory is still held.
 const REST_MARGIN: Bytes = Bytes(256 << 20);
 
@@ -106,16 +109,16 @@ impl Cadence {
 
     /// Everything that is due. What is due a little later comes along, so that wake-ups don't scatter.
     pub(super) fn due(&self, now: Moment) -> Vec<(DeviceId, Looks)> {
-        let soon = now + Duration::from_millis(200);
+        let (near, soon) = (now + SLACK, now + SLACK * 4);
         let looks = |(id, dues): (&DeviceId, &Dues)| {
             let mut looks = dues.watch.filter(|watch| watch.next <= now).map_or(Looks::NONE, |watch| watch.looks);
             // Only the cheap ones decide about waking up, so the rest waits for them.
-            if dues.cheap <= now {
+            if dues.cheap <= near {
                 looks = looks.and(Looks { memory: true, activity: true, ..Looks::NONE });
                 looks.sensors = dues.sensors <= soon;
             }
-            looks.processes |= dues.processes <= now;
-            looks.health |= dues.health <= now;
+            looks.processes |= dues.processes <= near;
+            looks.health |= dues.health <= near;
             (looks != Looks::NONE).then(|| (id.clone(), looks))
         };
         self.devices.iter().filter_map(looks).collect()
@@ -354,7 +357,16 @@ mod tests {
         cadence.looked(&reading(0, 1), LIST, false, FLOOR, at(1000));
         cadence.looked(&reading(0, 0), LIST, false, FLOOR, at(2000));
         assert!(cadence.due(at(3050)).iter().any(|(_, looks)| looks.processes));
-        assert!(!cadence.due(at(3040)).iter().any(|(_, looks)| looks.processes));
+        assert!(!cadence.due(at(2900)).iter().any(|(_, looks)| looks.processes));
+    }
+
+    #[test]
+    fn devices_are_read_together() {
+        let mut cadence = started(false, true);
+        let other = DeviceId("GPU-b".into());
+        cadence.enumerated([gpu(), other.clone()].iter(), at(0));
+        cadence.looked(&Reading { id: other, ..reading(0, 0) }, EVERYTHING, false, FLOOR, at(3));
+        assert_eq!((cadence.next(), cadence.due(at(1000)).len()), (Some(at(1000)), 2));
     }
 
     #[test]

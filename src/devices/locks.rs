@@ -149,6 +149,9 @@ impl Folder {
             line.split_ascii_whitespace().nth(4)?.parse::<u32>().ok()
         });
         match pid {
+            Some(pid) if pid == std::process::id() => {
+                format!("its lock in {} is still held by what an ended worker left behind", self.path.display())
+            }
             Some(pid) => format!("its lock in {} was taken by pid {pid}", self.path.display()),
             None => format!("its lock in {} is taken", self.path.display()),
         }
@@ -209,8 +212,7 @@ mod tests {
         let held = first.try_hold(&gpu("x")).unwrap();
         assert_eq!(held.len(), 2);
         let refused = second.try_hold(&gpu("x")).unwrap_err();
-        let words = format!("its lock in {} ", folders[1].display());
-        assert!(refused.0.starts_with(&words), "{refused}");
+        assert!(refused.0.starts_with(&format!("its lock in {} ", folders[1].display())), "{refused}");
         assert!(second.try_hold(&gpu("y")).is_ok());
         drop(held);
         assert!(second.try_hold(&gpu("x")).is_ok());

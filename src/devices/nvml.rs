@@ -219,6 +219,7 @@ impl Backend for Session<'_> {
             Err(fault) => return Err(Gone::Failed(format!("the driver can't count its GPUs ({fault:?})"))),
         };
         let mut present = BTreeSet::new();
+        let mut doubtful = false;
         for index in 0..count {
             let nvml = self.nvml;
             let board = nvml.device_by_index(index);
@@ -231,13 +232,20 @@ impl Backend for Session<'_> {
             match board.map_err(Fault::from).and_then(|board| self.take_in(index, board, clock)) {
                 Ok(ids) => present.extend(ids),
                 Err(Fault::Driver(why)) => return Err(Gone::Failed(why)),
-                Err(fault) => tracing::debug!(index, ?fault, "a GPU can't be described"),
+                Err(fault) => {
+                    doubtful |= fault != Fault::Lost;
+                    tracing::debug!(index, ?fault, "a GPU can't be described");
+                }
             }
         }
         let now = clock.now();
-        // An instance that is gone was removed by hand; a GPU that is gone is a fault.
-        self.units.retain(|unit| unit.reading.kind != DeviceKind::Mig || present.contains(&unit.reading.id));
-        for unit in self.units.iter_mut().filter(|unit| !present.contains(&unit.reading.id)) {
+        // An instance that is gone from a present GPU was removed by hand; a GPU that is gone is a fault, and takes its
+        // instances with it. One that merely couldn't be described is left as it was.
+        self.units.retain(|unit| {
+            present.contains(&unit.reading.id)
+                || unit.reading.parent.as_ref().is_none_or(|board| !present.contains(board))
+        });
+        for unit in self.units.iter_mut().filter(|unit| !present.contains(&unit.reading.id) && !doubtful) {
             unit.lose(now);
         }
         self.units.sort_by_key(|unit| (unit.reading.index, unit.reading.kind != DeviceKind::Gpu));

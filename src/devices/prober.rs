@@ -57,6 +57,11 @@ pub struct Prober {
 }
 
 impl Prober {
+    /// A prober played by somebody else: what takes the asks and sends the snapshots holds the other ends.
+    pub fn played(asks: Sender<Ask>, snapshots: Receiver<Snapshot>) -> Prober {
+        Prober { asks, snapshots, heart: Arc::default() }
+    }
+
     /// How long the thread has been in one and the same call into the driver, when that is too long: it hangs. Its
     /// devices are unknown then, and what runs on them goes on.
     pub fn silent_for(&self, now: Moment) -> Option<Duration> {

@@ -145,6 +145,12 @@ impl<'n> Unit<'n> {
 
     pub(super) fn look(&mut self, looks: Looks, clock: &Clock, procfs: &mut Procfs) -> Result<(), Gone> {
         self.looked_at = clock.now();
+        if self.handle.is_none() {
+            // Its loss is seen again at this moment; that is what its quarantine counts from.
+            self.reading.memory_at = self.looked_at;
+            self.reading.processes_at = self.looked_at;
+            return Ok(());
+        }
         if looks.memory {
             self.memory(clock.now(), procfs)?;
         }
