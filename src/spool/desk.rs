@@ -203,7 +203,7 @@ impl Desk {
 
     /// The moment of the first thing that is due by itself.
     fn wait_for(&self) -> Duration {
-        if self.counting || (self.pruning && self.trailing_at.is_none()) {
+        if self.counting || self.space.wants_ballast() || (self.pruning && self.trailing_at.is_none()) {
             return Duration::ZERO;
         }
         let retry = (!self.stalled.is_empty() || self.trouble.is_some()).then_some(self.retry_at);
@@ -535,6 +535,8 @@ impl Desk {
                 self.counting = false;
                 self.answer(Answer::Counted);
             }
+        } else if self.space.wants_ballast() {
+            self.space.make_ballast();
         } else if self.pruning && self.trailing_at.is_none() {
             self.prune();
         } else if self.housekeeping_at <= now {
