@@ -331,6 +331,8 @@ pub struct JobRecord {
     pub claimed_at: Timestamp,
     /// The boot in which the record was written: a process of an earlier boot can't be alive.
     pub boot_id: String,
+    /// As inspected in the inbox; moving the item has set its ctime since. None after a retry by hand: the worker that
+    /// had it may have changed it.
     pub signature: Option<Signature>,
     /// Ended attempts, then the one that may be running. Attempt 1 is listed from the claim on: it is on disk before
     /// the process starts without a second round of fsyncs.

@@ -203,7 +203,7 @@ impl Desk {
 
     /// The moment of the first thing that is due by itself.
     fn wait_for(&self) -> Duration {
-        if self.counting || (self.pruning && self.trailing_at.is_none()) {
+        if self.counting || self.space.wants_ballast() || (self.pruning && self.trailing_at.is_none()) {
             return Duration::ZERO;
         }
         let retry = (!self.stalled.is_empty() || self.trouble.is_some()).then_some(self.retry_at);
@@ -227,7 +227,7 @@ impl Desk {
             return self.idle(now);
         }
         let fresh = claims.iter().map(|claim| claim.fresh_bytes()).sum();
-        let how = self.syncer.how(fresh);
+        let how = self.syncer.how(ops.len() + claims.len() + tasks.len(), fresh);
         let mut refused = Vec::new();
         ops.extend(tasks);
         ops.retain_mut_into(|op| op.carry_out(&self.ground, how), &mut refused);
@@ -317,8 +317,10 @@ impl Desk {
             match how {
                 How::Whole => outcome = self.syncer.whole(),
                 How::Each => {
+                    let (began, things) = (self.clock.now(), ops.len());
                     ops.retain_mut_into(|op| op.sync_each(&self.ground), refused);
                     outcome = self.sync_shared(ops);
+                    self.syncer.each_took(things, self.clock.now().since(began));
                 }
             }
         }
@@ -519,7 +521,7 @@ impl Desk {
     /// What is done when nothing else is.
     fn idle(&mut self, now: Moment) {
         if self.trailing_at.is_some_and(|at| at <= now) {
-            let how = self.syncer.how(0);
+            let how = self.syncer.how(1, 0);
             let mut refused = Vec::new();
             self.round(&mut Vec::new(), how, &mut refused);
             // A move that isn't durable is made again at the next start.
@@ -533,6 +535,8 @@ impl Desk {
                 self.counting = false;
                 self.answer(Answer::Counted);
             }
+        } else if self.space.wants_ballast() {
+            self.space.make_ballast();
         } else if self.pruning && self.trailing_at.is_none() {
             self.prune();
         } else if self.housekeeping_at <= now {
@@ -579,7 +583,7 @@ impl Desk {
             self.turn();
         }
         if self.shelves.has_unsynced() {
-            let how = self.syncer.how(0);
+            let how = self.syncer.how(1, 0);
             self.round(&mut Vec::new(), how, &mut Vec::new());
         }
         if !self.stalled.is_empty() {

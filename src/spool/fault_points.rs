@@ -145,6 +145,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_point_is_passed_somewhere() {
+        let sources = [
+            include_str!("claim.rs"),
+            include_str!("desk.rs"),
+            include_str!("finish.rs"),
+            include_str!("publish.rs"),
+            include_str!("recover.rs"),
+            include_str!("revive.rs"),
+            include_str!("write.rs"),
+        ];
+        for point in FAULT_POINTS {
+            let call = format!("at(\"{point}\")");
+            assert_eq!(sources.iter().map(|source| source.matches(&call).count()).sum::<usize>(), 1, "{point}");
+        }
+    }
+
+    #[test]
     fn a_point_fails_at_its_time() {
         let check = |nth: &str, expected: [bool; 4]| {
             let faults = Faults::failing("claim.moved", Errno::IO, nth);

@@ -26,6 +26,8 @@ pub(super) struct Space {
     /// `.gamdok/`.
     state: OwnedFd,
     ballast: bool,
+    /// It is to be made when nothing else waits: 64 MiB take a while.
+    wanted: u64,
     /// A write failed for want of room since the last time there was enough.
     full: bool,
     last: Option<Check>,
@@ -74,10 +76,10 @@ impl Space {
     pub(super) fn new(root: impl std::os::fd::AsFd) -> Result<Space, Errno> {
         let state = record::open_dir(root, ".gamdok")?;
         let ballast = rustix::fs::statat(&state, BALLAST, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        Ok(Space { state, ballast, full: false, last: None })
+        Ok(Space { state, ballast, wanted: 0, full: false, last: None })
     }
 
-    /// Looks, makes the ballast when there is room for it, and answers with what changed for people.
+    /// Looks, and answers with what changed for people.
     pub(super) fn look(&mut self) -> (Room, Option<Check>) {
         let level = match rustix::fs::fstatvfs(&self.state) {
             Ok(fs) => Level::of(&fs),
@@ -95,17 +97,22 @@ impl Space {
             return (Room::Low, self.changed(Check::failed(What::Space, why)));
         }
         self.full = false;
-        if !self.ballast && level.free >= level.watermark() + level.ballast() {
-            self.make_ballast(level.ballast());
-        }
-        let check = match self.ballast || level.ballast() == 0 {
+        let fits = level.free >= level.watermark() + level.ballast();
+        self.wanted = if fits && !self.ballast { level.ballast() } else { 0 };
+        let check = match fits || self.ballast || level.ballast() == 0 {
             true => Check::ok(What::Space),
             false => Check::degraded(What::Space, "no room for the reserve that lets finishes through a full disk"),
         };
         (Room::Enough, self.changed(check))
     }
 
-    fn make_ballast(&mut self, size: u64) {
+    /// Whether the ballast is to be made.
+    pub(super) fn wants_ballast(&self) -> bool {
+        self.wanted > 0
+    }
+
+    pub(super) fn make_ballast(&mut self) {
+        let size = std::mem::take(&mut self.wanted);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let made = rustix::fs::openat(&self.state, BALLAST, flags, Mode::RUSR | Mode::WUSR)
             .and_then(|file| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size.max(1)));
@@ -187,12 +194,14 @@ mod tests {
             // The machine that runs this has a full disk.
             return;
         }
-        assert!(first.is_some());
-        assert!(ballast.exists());
+        assert!(first.is_some() && space.wants_ballast());
+        space.make_ballast();
+        assert!(ballast.exists() && !space.wants_ballast());
         let (freed, check) = space.is_full(Errno::NOSPC);
         assert!(freed && check.is_some() && !ballast.exists() && !space.is_ok());
         assert!(!space.is_full(Errno::NOSPC).0);
         assert_eq!(space.look().0, Room::Enough);
+        space.make_ballast();
         assert!(ballast.exists() && space.is_ok());
     }
 }
