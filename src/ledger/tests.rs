@@ -93,6 +93,7 @@ impl World {
             attempts,
             avoid: Vec::new(),
             cancelled: false,
+            revived_after: 0,
         };
         let result = outcome.map(|(outcome, _)| ResultRecord {
             outcome,

@@ -94,13 +94,22 @@ pub(crate) fn record(n: u64, route: Arc<Route>) -> JobRecord {
         attempts: vec![Attempt::planned(1)],
         avoid: Vec::new(),
         cancelled: false,
+        revived_after: 0,
     }
 }
 
 pub(crate) fn candidate(n: u64, route: Arc<Route>) -> Candidate {
     let signature =
         Signature { dev: 1, ino: n, size: 1, mtime_ns: 0, ctime_ns: 0, blocks: 8, nlink: 1, digest: 0, entries: 0 };
-    Candidate { key: key(n), kind: ItemKind::File, signature, arrived_at: arrival(n), route, lease_tested: true }
+    Candidate {
+        key: key(n),
+        kind: ItemKind::File,
+        signature,
+        arrived_at: arrival(n),
+        route,
+        lease_tested: true,
+        companions: Vec::new(),
+    }
 }
 
 pub(crate) fn key(n: u64) -> CandidateKey {

@@ -75,14 +75,14 @@ impl World {
 
     /// Puts a file into the inbox the right way: written elsewhere, renamed in.
     pub fn drop_file(&self, name: impl AsRef<OsStr>, content: &[u8]) {
-        let outside = self.scratch(&format!("drop-{}", ulid::Ulid::new()));
+        let outside = self.scratch(&format!("drop-{}", ulid::Ulid::generate()));
         fs::write(&outside, content).expect("write the item");
         fs::rename(&outside, self.inbox().join(name.as_ref())).expect("drop the item");
     }
 
     /// Puts a directory into the inbox.
     pub fn drop_dir(&self, name: impl AsRef<OsStr>, files: &[(&str, &[u8])]) {
-        let outside = self.scratch(&format!("drop-{}", ulid::Ulid::new()));
+        let outside = self.scratch(&format!("drop-{}", ulid::Ulid::generate()));
         fs::create_dir(&outside).expect("make the item");
         for (path, content) in files {
             let path = outside.join(path);
@@ -151,7 +151,7 @@ impl World {
 
     #[track_caller]
     pub fn start_with(&self, args: &[&str]) -> Service {
-        let path = self.scratch(&format!("ready-{}", ulid::Ulid::new()));
+        let path = self.scratch(&format!("ready-{}", ulid::Ulid::generate()));
         let socket = UnixDatagram::bind(&path).expect("bind the readiness socket");
         socket.set_read_timeout(Some(LIMIT)).expect("set its limit");
         let log = fs::File::options().create(true).append(true).open(self.scratch("log")).expect("open the log");
