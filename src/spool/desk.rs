@@ -2,6 +2,8 @@
 //! task is answered once, and only when what it asked for is durable; what the disk refuses is kept and tried again,
 //! written anew, and never believed on the strength of an earlier attempt.
 
+mod idle;
+
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,7 +11,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
-use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -120,7 +121,7 @@ impl Desk {
         tally: Arc<Tally>,
     ) -> Result<Desk, Errno> {
         Ok(Desk {
-            syncer: Syncer::new(ground.root.dir(), clock)?,
+            syncer: Syncer::new(ground.root.dir(), clock, ground.faults.syncs_each())?,
             space: Space::new(ground.root.dir())?,
             ground,
             shelves: Shelves::default(),
@@ -509,63 +510,6 @@ impl Desk {
             self.answer(Answer::Health(Check::ok(What::Spool)));
         }
         self.backoff = BACKOFF;
-    }
-
-    fn look_at_space(&mut self) -> Room {
-        let (room, check) = self.space.look();
-        check.into_iter().for_each(|check| self.answer(Answer::Health(check)));
-        self.recheck_at = (!self.space.is_ok()).then(|| self.clock.now() + RECHECK);
-        room
-    }
-
-    /// What is done when nothing else is.
-    fn idle(&mut self, now: Moment) {
-        if self.trailing_at.is_some_and(|at| at <= now) {
-            let how = self.syncer.how(1, 0);
-            let mut refused = Vec::new();
-            self.round(&mut Vec::new(), how, &mut refused);
-            // A move that isn't durable is made again at the next start.
-            self.trailing_at = None;
-            return;
-        }
-        let ground = self.ground.clone();
-        let shelf_dir = |shelf| shelves::open_shelf(&ground, shelf).ok();
-        if self.counting {
-            if self.books.count_one(shelf_dir) {
-                self.counting = false;
-                self.answer(Answer::Counted);
-            }
-        } else if self.space.wants_ballast() {
-            self.space.make_ballast();
-        } else if self.pruning && self.trailing_at.is_none() {
-            self.prune();
-        } else if self.housekeeping_at <= now {
-            self.housekeeping_at = now + HOUSEKEEPING;
-            self.books.look(shelf_dir);
-            self.counting = self.books.has_work();
-            self.pruning = self.retention.done.is_some() || self.retention.failed.is_some();
-        }
-    }
-
-    fn prune(&mut self) {
-        match self.retention.step(&self.ground, Timestamp::now()) {
-            Ok(Some(removed)) => {
-                for outcome in removed.outcomes {
-                    self.books.moved(removed.shelf, &removed.day, outcome, false);
-                }
-                tracing::info!(
-                    shelf = removed.shelf.name(),
-                    day = removed.day,
-                    more = removed.more,
-                    "removed old jobs"
-                );
-            }
-            Ok(None) => self.pruning = false,
-            Err(error) => {
-                tracing::warn!(%error, "old jobs can't be removed");
-                self.pruning = false;
-            }
-        }
     }
 
     /// The last round. What the disk still refuses stays in `claimed/`, for the next start.

@@ -1,7 +1,8 @@
 //! Named places where a test can end the process or make a step fail. In release builds they are nothing.
 //!
 //! `GAMDOK_FAULT=<name>[:<nth>]` kills the process there with SIGKILL; `GAMDOK_FAULT_ERR=<name>:<errno>[:<nth>[+]]` makes
-//! that step fail, once, or with `+` from then on. The nth time counts from 1.
+//! that step fail, once, or with `+` from then on. The nth time counts from 1. `GAMDOK_FAULT_SYNC=each` makes every round
+//! one of single fsyncs.
 
 use rustix::io::Errno;
 
@@ -44,6 +45,8 @@ pub const FAULT_POINTS: &[&str] = &[
 pub struct Faults {
     #[cfg(any(test, debug_assertions))]
     armed: Option<std::sync::Mutex<Vec<Armed>>>,
+    #[cfg(any(test, debug_assertions))]
+    each: bool,
 }
 
 #[cfg(any(test, debug_assertions))]
@@ -68,7 +71,8 @@ impl Faults {
     pub fn from_env() -> Faults {
         #[cfg(any(test, debug_assertions))]
         {
-            let mut faults = Faults::default();
+            let each = std::env::var_os("GAMDOK_FAULT_SYNC").is_some_and(|how| how == "each");
+            let mut faults = Faults { each, ..Faults::default() };
             if let Ok(text) = std::env::var("GAMDOK_FAULT") {
                 let (name, nth) = text.split_once(':').unwrap_or((&text, "1"));
                 faults.arm(name, What::Kill, nth);
@@ -83,6 +87,14 @@ impl Faults {
         }
         #[cfg(not(any(test, debug_assertions)))]
         Faults {}
+    }
+
+    /// Whether every round is to be one of single fsyncs.
+    pub fn syncs_each(&self) -> bool {
+        #[cfg(any(test, debug_assertions))]
+        return self.each;
+        #[cfg(not(any(test, debug_assertions)))]
+        false
     }
 
     /// Makes the nth pass of a point fail; `"2+"` = the second and all after it.

@@ -13,6 +13,7 @@ use crate::item::{Attempt, ItemKind, ItemName, Outcome, Reason, Signature};
 
 const WAIT: Duration = Duration::from_secs(20);
 
+mod kills;
 mod recovery;
 
 /// A root in a folder of its own.
