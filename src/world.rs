@@ -2,7 +2,7 @@
 //! the clock jumps, the spool answers late and out of order. After each event the plan is made, judged by rules of its own
 //! and carried out as the director does. When the world calms down, every item must end, once.
 //!
-//! `GAMDOK_SEED=<n> cargo test world` runs one seed again.
+//! `GAMDOK_SEED=<n> cargo test world` runs one seed again and tells its story, `GAMDOK_SEEDS=<n>` runs more of them.
 
 pub(crate) mod fixtures;
 mod judge;
@@ -100,7 +100,8 @@ struct World {
     of_job: BTreeMap<JobId, u64>,
     next_item: u64,
     next_job: u64,
-    started: BTreeMap<u64, u32>,
+    /// Items in the order in which their attempts started.
+    started: Vec<u64>,
     trace: Vec<String>,
 }
 
@@ -165,7 +166,7 @@ impl World {
             of_job: BTreeMap::new(),
             next_item: 0,
             next_job: 0,
-            started: BTreeMap::new(),
+            started: Vec::new(),
             trace: Vec::new(),
         };
         world.state.observe(&world.snapshot);
@@ -365,7 +366,7 @@ impl World {
     fn launch(&mut self, id: JobId) {
         self.step(id, Step::Launch);
         self.state.set_pid(id, 100 + (id.0.timestamp_ms() % 100_000) as i32);
-        *self.started.entry(self.of_job[&id]).or_default() += 1;
+        self.started.push(self.of_job[&id]);
     }
 
     fn running(&self) -> Vec<JobId> {
