@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::fixtures::{gib, reading, route, rules};
-use super::{Chance, Fate, Gear, World};
+use super::gear::Gear;
+use super::{Chance, Fate, World};
 use crate::config::Route;
 use crate::devices::{DeviceKind, HostMode};
 use crate::plan::refusal;
