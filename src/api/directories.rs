@@ -98,7 +98,10 @@ impl Directories {
 
     fn ended_row(&self, place: &Place) -> Listed {
         match read_result(&place.dir) {
-            Ok(result) => Listed::ended(&result, place.job.as_str()),
+            Ok(result) => {
+                let folder = read_record(&place.dir).map(|record| record.folder).unwrap_or_default();
+                Listed { folder, ..Listed::ended(&result, place.job.as_str()) }
+            }
             Err(error) => {
                 let (stem, _) = place.job.as_str().rsplit_once('~').unwrap_or((place.job.as_str(), ""));
                 Listed {
