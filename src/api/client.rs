@@ -67,7 +67,8 @@ impl Client {
 
     /// Lets `span` pass: between questions that would else be asked in a tight loop.
     pub fn pause(&self, span: Duration) {
-        self.runtime.block_on(tokio::time::sleep(span));
+        // Inside, since a timer is made by the runtime it belongs to.
+        self.runtime.block_on(async { tokio::time::sleep(span).await });
     }
 
     fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<T, ClientError> {

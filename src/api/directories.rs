@@ -307,6 +307,11 @@ impl Directories {
         })
     }
 
+    /// Whether a job's directory lies in `claimed/`: then it lives, whatever an older row says of its outcome.
+    pub fn is_claimed(&self, row: &Listed) -> bool {
+        row.job.as_ref().is_some_and(|job| self.root.join("claimed").join(job).is_dir())
+    }
+
     /// `show`: a listed row with its paths, its attempts and its result.
     pub fn show(&self, listed: Listed) -> Shown {
         let Some(dir) = self.dir(&listed) else {

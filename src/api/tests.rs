@@ -296,6 +296,7 @@ fn a_poll_answers_when_something_is_published() {
     told.recv().expect("the poll");
     world.board.publish(view(2, Vec::new()));
     assert_eq!(poll.join().expect("the poll"), Some(2));
+    world.client.pause(std::time::Duration::ZERO);
     let nothing: Change = world.client.get("/v1/changes?after=2&timeout=0").expect("a change");
     assert_eq!(nothing.number, 2);
 }
@@ -333,6 +334,22 @@ fn the_directories_tell_the_same_without_a_director() {
     let ignored = Query { states: vec!["ignored".to_owned()], ..Query::default() };
     assert_eq!(names(&directories.rows(&ignored).expect("rows")), ["f.wav.part"]);
     assert_eq!(directories.status(None).expect("a status").state, DirectorState::Stopped);
+}
+
+#[test]
+fn a_revived_job_lives_whatever_an_index_still_says() {
+    let world = world();
+    let dir = ended(&world.root, 4, b"d.wav", Outcome::Failed, "2026-11-22T11:00:00Z");
+    let check = |state: &str| {
+        let shown: Shown = world.client.get("/v1/jobs/d.wav").expect("a job");
+        let rows: Vec<Listed> = world.client.get("/v1/jobs").expect("rows");
+        let listed: Vec<&str> = rows.iter().filter(|row| row.name == "d.wav").map(|row| row.state.as_str()).collect();
+        assert_eq!((shown.listed.state.as_str(), listed.as_slice()), (state, [state].as_slice()));
+    };
+    // It ended since the view was published.
+    check("failed");
+    std::fs::create_dir(world.root.join("claimed").join(dir.as_str())).expect("a claimed job");
+    check("running");
 }
 
 #[test]
