@@ -98,7 +98,10 @@ impl Directories {
 
     fn ended_row(&self, place: &Place) -> Listed {
         match read_result(&place.dir) {
-            Ok(result) => Listed::ended(&result, place.job.as_str()),
+            Ok(result) => {
+                let folder = read_record(&place.dir).map(|record| record.folder).unwrap_or_default();
+                Listed { folder, ..Listed::ended(&result, place.job.as_str()) }
+            }
             Err(error) => {
                 let (stem, _) = place.job.as_str().rsplit_once('~').unwrap_or((place.job.as_str(), ""));
                 Listed {
@@ -302,6 +305,11 @@ impl Directories {
             let all = days.flat_map(|day| ["done", "failed"].map(|base| self.root.join(base).join(&day)));
             all.map(|dir| dir.join(job)).find(|dir| dir.is_dir())
         })
+    }
+
+    /// Whether a job's directory lies in `claimed/`: then it lives, whatever an older row says of its outcome.
+    pub fn is_claimed(&self, row: &Listed) -> bool {
+        row.job.as_ref().is_some_and(|job| self.root.join("claimed").join(job).is_dir())
     }
 
     /// `show`: a listed row with its paths, its attempts and its result.

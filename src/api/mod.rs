@@ -12,6 +12,7 @@ pub mod client;
 pub mod directories;
 pub mod ended;
 mod guard;
+pub mod indexed;
 pub mod reference;
 mod routes;
 pub mod server;
@@ -21,6 +22,7 @@ mod tests;
 pub mod view;
 
 pub use ended::{Ended, Query};
+pub use indexed::Indexed;
 pub use server::{Server, ServerSetup, serve};
 pub use view::View;
 

@@ -1,6 +1,7 @@
 //! What the server answers: `/v1/…`, JSON in and out. Reads come from the published view and the directories, requests
 //! go to the director; nothing here waits on anything but the answer it was asked for.
 
+use std::collections::HashSet;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
 use std::time::Duration;
@@ -227,7 +228,17 @@ async fn jobs(State(shared): Context, Asked(query): Asked<JobsQuery>) -> Answer<
     let mut rows: Vec<Listed> = live.cloned().collect();
     if query.wants_ended() && rows.len() < limit {
         let rest = Query { limit: Some(limit - rows.len()), ..query };
-        let ended = blocking(move || shared.ended.list(&rest).map_err(Refused::io)).await?;
+        let known: HashSet<String> = rows.iter().filter_map(|row| row.id.clone()).collect();
+        let ended = blocking(move || {
+            let mut ended = shared.ended.list(&rest).map_err(Refused::io)?;
+            // One that was revived a moment ago lives, whatever the index still says.
+            let revived = |row: &Listed| {
+                row.id.as_ref().is_some_and(|id| known.contains(id)) && shared.directories.is_claimed(row)
+            };
+            ended.retain(|row| !revived(row));
+            Ok(ended)
+        });
+        let ended = ended.await?;
         // A job that ended between the two looks is listed once, by its outcome.
         rows.retain(|row| row.id.is_none() || !ended.iter().any(|it| it.id == row.id));
         rows.extend(ended);
@@ -238,10 +249,14 @@ async fn jobs(State(shared): Context, Asked(query): Asked<JobsQuery>) -> Answer<
 /// The one row that `text` means, among all that is known anywhere. Blocks.
 fn lookup(shared: &Shared, text: &str) -> Answer<Listed> {
     let view = shared.board.read();
-    let live = view.live.iter().filter(|row| fit(text, row).is_some()).cloned();
+    let live: Vec<Listed> = view.live.iter().filter(|row| fit(text, row).is_some()).cloned().collect();
     // Names beyond the view's window, and those that arrived a moment ago; where the view has the same, its row stands.
     let waiting = shared.directories.find_waiting(text);
-    let ended = shared.ended.find(text).map_err(Refused::io)?;
+    let mut ended = shared.ended.find(text).map_err(Refused::io)?;
+    // The later row stands: the outcome of a job that ended since the view was published, but not an outcome that was
+    // taken back by a retry.
+    let revived = |row: &Listed| live.iter().any(|it| it.id == row.id) && shared.directories.is_claimed(row);
+    ended.retain(|row| !revived(row));
     let found = reference::resolve(text, waiting.into_iter().chain(live).chain(ended));
     match found {
         // Between its last publication and its index, or not indexed yet: the directories know.
@@ -466,7 +481,7 @@ async fn retry(State(shared): Context, sent: Body) -> Answer<Response> {
     jobs.sort_unstable();
     jobs.dedup();
     if jobs.is_empty() {
-        return Ok(axum::Json::<Value>(json!({ "jobs": [] })).into_response());
+        return Ok(axum::Json::<Value>(json!({ "retried": [], "refused": [] })).into_response());
     }
     ask(&shared, Command::Retry { jobs }).await
 }

@@ -296,6 +296,7 @@ fn a_poll_answers_when_something_is_published() {
     told.recv().expect("the poll");
     world.board.publish(view(2, Vec::new()));
     assert_eq!(poll.join().expect("the poll"), Some(2));
+    world.client.pause(std::time::Duration::ZERO);
     let nothing: Change = world.client.get("/v1/changes?after=2&timeout=0").expect("a change");
     assert_eq!(nothing.number, 2);
 }
@@ -333,4 +334,51 @@ fn the_directories_tell_the_same_without_a_director() {
     let ignored = Query { states: vec!["ignored".to_owned()], ..Query::default() };
     assert_eq!(names(&directories.rows(&ignored).expect("rows")), ["f.wav.part"]);
     assert_eq!(directories.status(None).expect("a status").state, DirectorState::Stopped);
+}
+
+#[test]
+fn a_revived_job_lives_whatever_an_index_still_says() {
+    let world = world();
+    let dir = ended(&world.root, 4, b"d.wav", Outcome::Failed, "2026-11-22T11:00:00Z");
+    let check = |state: &str| {
+        let shown: Shown = world.client.get("/v1/jobs/d.wav").expect("a job");
+        let rows: Vec<Listed> = world.client.get("/v1/jobs").expect("rows");
+        let listed: Vec<&str> = rows.iter().filter(|row| row.name == "d.wav").map(|row| row.state.as_str()).collect();
+        assert_eq!((shown.listed.state.as_str(), listed.as_slice()), (state, [state].as_slice()));
+    };
+    // It ended since the view was published.
+    check("failed");
+    std::fs::create_dir(world.root.join("claimed").join(dir.as_str())).expect("a claimed job");
+    check("running");
+}
+
+#[test]
+fn the_ledger_answers_as_the_directories_do() {
+    let world = world();
+    let directories = Directories::new(&world.root, None);
+    let ledger = crate::ledger::start(crate::ledger::Setup::of_root(&world.root)).expect("a ledger");
+    // Each answer follows one more step of its survey.
+    let complete = || {
+        let reader = crate::ledger::Reader::open(&crate::ledger::file_of(&world.root));
+        reader.is_ok_and(|reader| reader.is_complete().is_ok_and(|complete| complete))
+    };
+    let limit = std::time::Duration::from_secs(60);
+    assert!((0..1000).any(|_| ledger.entries.flush(limit) && complete()), "else the directories would answer for it");
+    let indexed = Indexed::new(directories.clone());
+    let check = |query: Query| {
+        let shown = |rows: Vec<Listed>| rows.into_iter().map(|row| (row.id, row.name, row.state)).collect::<Vec<_>>();
+        let told = shown(indexed.list(&query).expect("rows"));
+        assert_eq!(told, shown(Ended::list(&directories, &query).expect("rows")), "{query:?}");
+    };
+    check(Query::default());
+    check(Query { limit: Some(2), ..Query::default() });
+    check(Query { states: vec!["failed".to_owned(), "done".to_owned()], ..Query::default() });
+    check(Query { after: Some(id(3)), limit: Some(1), ..Query::default() });
+    check(Query { since: "2026-11-21T10:00:00Z".parse().ok(), limit: Some(1), ..Query::default() });
+    check(Query { route: Some("none".to_owned()), ..Query::default() });
+    for name in ["a.wav", "b~", "c \\xff\\n.wav", "nobody"] {
+        let ids = |rows: Vec<Listed>| rows.into_iter().map(|row| row.id).collect::<Vec<_>>();
+        assert_eq!(ids(indexed.find(name).expect("rows")), ids(directories.find(name).expect("rows")), "{name}");
+    }
+    ledger.stop();
 }

@@ -194,11 +194,6 @@ impl Listed {
 
     /// A job with its outcome. `job` is its directory's name, which stays what it was.
     pub fn ended(result: &ResultRecord, job: &str) -> Listed {
-        let because = match (result.reason, &result.message) {
-            (Some(reason), Some(message)) if !message.is_empty() => Some(format!("{reason}: {message}")),
-            (Some(reason), _) => Some(reason.to_string()),
-            (None, message) => message.clone(),
-        };
         Listed {
             id: Some(result.id.to_string()),
             job: Some(job.to_owned()),
@@ -209,7 +204,8 @@ impl Listed {
             devices: devices_of(&result.attempts),
             arrived_at: result.arrived_at,
             finished_at: Some(result.finished_at),
-            reason: because,
+            // The word; `show` has the message.
+            reason: result.reason.map(|reason| reason.to_string()).or_else(|| result.message.clone()),
             folder: String::new(),
             name_b64: Some(result.name_b64.clone()),
         }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::trouble::Trouble;
-use super::{Global, control, output, source};
+use super::{Global, control, source};
 use crate::api::JobsBody;
 
 #[derive(Debug, Args)]
@@ -19,9 +19,8 @@ pub(super) struct Cancel {
 impl Cancel {
     pub(super) fn run(self, global: &Global) -> Result<u8, Trouble> {
         let jobs: Vec<String> = self.jobs.iter().map(|job| source::named(job)).collect();
-        let said = format!("cancelled: {}", output::count(jobs.len(), "item"));
         let body = JobsBody { jobs, ..JobsBody::default() };
         let answer: Value = control::director(global)?.post("/v1/cancel", &body)?;
-        control::tell(global, &answer, &said)
+        control::tell_of_each(global, &answer, "cancelled", "cancelled")
     }
 }

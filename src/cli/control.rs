@@ -47,3 +47,23 @@ pub(super) fn tell(global: &Global, answer: &Value, said: &str) -> Result<u8, Tr
     }
     Ok(exit::OK)
 }
+
+/// Says what came of each job that was named: `done` is the field with those for which it worked. Exit 1 if one was
+/// refused.
+pub(super) fn tell_of_each(global: &Global, answer: &Value, done: &str, said: &str) -> Result<u8, Trouble> {
+    let all = |field: &str| answer.get(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    tell(global, answer, &format!("{said}: {}", output::count(all(done).len(), "job")))?;
+    let why = |it: &Value| {
+        let text = |field: &str| it.get(field).and_then(Value::as_str);
+        format!("{}: {}", text("id").or(text("name_b64")).unwrap_or("?"), text("message").unwrap_or_default())
+    };
+    match all("refused") {
+        [] => Ok(exit::OK),
+        // The answer tells programs.
+        _ if global.json => Ok(exit::FAILED),
+        refused => {
+            let message = refused.iter().map(why).collect::<Vec<_>>().join("\n");
+            Err(Trouble::new(exit::FAILED, "refused", message, "`gamdok show JOB` tells how it stands"))
+        }
+    }
+}

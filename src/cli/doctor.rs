@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::devices::HostMode;
 use crate::logging::plain;
 use crate::root::{Root, shown};
+use crate::sys::lease;
 use crate::units::Bytes;
 
 #[derive(Debug, Args)]
@@ -148,7 +149,7 @@ fn root(place: &Path) -> Vec<Finding> {
         // It holds the root; a probe beside it would only disturb.
         let mut findings = vec![Finding::ok("root", format!("{}: a director is running there", shown(place)))];
         findings.extend(space(place));
-        findings.push(lease(place));
+        findings.push(lease_test(place));
         return findings;
     }
     let root = match Root::open(place) {
@@ -169,7 +170,7 @@ fn root(place: &Path) -> Vec<Finding> {
         Err(wrong) => Finding { remedy: wrong.help().to_owned(), ..Finding::fail("root", wrong.message(), "") },
     });
     findings.extend(space(place));
-    findings.push(lease(place));
+    findings.push(lease_test(place));
     findings
 }
 
@@ -200,13 +201,13 @@ fn space(place: &Path) -> Vec<Finding> {
 }
 
 /// Whether open writers can be told on the root's file system.
-fn lease(place: &Path) -> Finding {
+fn lease_test(place: &Path) -> Finding {
     const WHAT: &str = "lease test";
     const REMEDY: &str = "a file is then ready when it hasn't changed for `settle`: choose that with care";
     let path = place.join(".gamdok").join(format!("doctor.{}.tmp", std::process::id()));
     let tested = fs::write(&path, b"").and_then(|()| {
         let file = fs::File::open(&path)?;
-        crate::sys::lease::take(file).map(|taken| matches!(taken, crate::sys::lease::Taken::Held(_)))
+        lease::take(file).map(|taken| !matches!(taken, lease::Taken::NotAllowed))
     });
     let _ = fs::remove_file(&path);
     match tested {

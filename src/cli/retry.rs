@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::trouble::Trouble;
-use super::{Global, control, output, source};
+use super::{Global, control, source};
 use crate::api::JobsBody;
 
 #[derive(Debug, Args)]
@@ -30,7 +30,6 @@ impl Retry {
             route: self.route,
         };
         let answer: Value = control::director(global)?.post("/v1/retry", &body)?;
-        let revived = answer.get("jobs").and_then(Value::as_array).map_or(body.jobs.len(), Vec::len);
-        control::tell(global, &answer, &format!("to be tried again: {}", output::count(revived, "job")))
+        control::tell_of_each(global, &answer, "retried", "to be tried again")
     }
 }

@@ -43,9 +43,11 @@ fn render(shown: &Shown, width: usize) -> String {
         Some(reason) => format!("{} ({reason})", row.state),
         None => row.state.clone(),
     };
+    let message = shown.result.as_ref().and_then(|result| result.get("message")?.as_str());
     line("name", Some(&row.name));
     line("folder", Some(&row.folder));
     line("state", Some(&state));
+    line("message", message);
     line("id", row.id.as_deref());
     line("route", row.route.as_deref());
     line("devices", Some(&row.devices.join(", ")));
@@ -142,7 +144,7 @@ mod tests {
                 name: "a.wav".to_owned(),
                 state: "failed".to_owned(),
                 route: Some("transcribe".to_owned()),
-                reason: Some("exit: the worker ended with code 7".to_owned()),
+                reason: Some("exit".to_owned()),
                 arrived_at: at("2026-11-22T09:59:00Z"),
                 finished_at: at("2026-11-22T11:03:00Z"),
                 ..Listed::empty()
@@ -153,13 +155,14 @@ mod tests {
                 ..Paths::default()
             },
             result: Some(
-                serde_json::json!({ "result": { "words": 3 }, "outputs": [{ "path": "a.txt", "bytes": 2048 }] }),
+                serde_json::json!({ "message": "it ended with code 7", "result": { "words": 3 }, "outputs": [{ "path": "a.txt", "bytes": 2048 }] }),
             ),
             history: vec![first, second],
         };
         insta::assert_snapshot!(render(&shown, 80), @r#"
         name      a.wav
-        state     failed (exit: the worker ended with code 7)
+        state     failed (exit)
+        message   it ended with code 7
         id        01ARZ3NDEKTSV4RRFFQ69G5FAV
         route     transcribe
         arrived   2026-11-22T09:59:00Z

@@ -77,7 +77,7 @@ impl Director {
 
     fn cordon(&mut self, device: &str) -> Result<Value, Refusal> {
         let id = self.find_device(device)?;
-        let cordon = Cordon { by: CordonBy::Hand, since: self.state.now, reason: "cordoned by hand".to_owned() };
+        let cordon = Cordon { by: CordonBy::Hand, since: self.state.now, reason: String::new() };
         self.state.device_mut(&id).cordon = Some(cordon);
         warn!(device = %id, "cordoned by hand");
         Ok(json!({ "cordoned": id }))

@@ -1,0 +1,66 @@
+//! Ended jobs by the ledger where it can answer, by the directories where it can't: absent, broken, of another version,
+//! or not yet complete.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::PathBuf;
+
+use super::directories::Directories;
+use super::ended::{Ended, FOUND, Query};
+use super::view::Listed;
+use crate::ledger::{self, QueryError, Reader, Wanted};
+
+#[derive(Clone, Debug)]
+pub struct Indexed {
+    file: PathBuf,
+    directories: Directories,
+}
+
+impl Indexed {
+    pub fn new(directories: Directories) -> Indexed {
+        Indexed { file: ledger::file_of(directories.root()), directories }
+    }
+
+    /// Opened for each question: the file may have been set aside since the last.
+    fn reader(&self) -> Option<Reader> {
+        let complete = |reader: &Reader| reader.is_complete().unwrap_or(false);
+        Reader::open(&self.file).ok().filter(complete)
+    }
+
+    fn rows(reader: &Reader, query: &Query) -> Result<Vec<Listed>, QueryError> {
+        let mut rows = Vec::new();
+        for state in Query::ENDED.into_iter().filter(|state| query.wants_state(state)) {
+            // What the ledger can't select is sorted out here, so it must not be limited before.
+            let limit =
+                query.limit.filter(|_| query.since.is_none()).map(|limit| u32::try_from(limit).unwrap_or(u32::MAX));
+            let wanted =
+                Wanted { state: Some(state.to_owned()), route: query.route.clone(), before: query.after, limit };
+            reader.each(&wanted, |row| {
+                let row = row.listed();
+                if query.admits(&row) {
+                    rows.push(row);
+                }
+            })?;
+        }
+        rows.sort_unstable_by(|a, b| b.id.cmp(&a.id));
+        rows.truncate(query.limit.unwrap_or(usize::MAX));
+        Ok(rows)
+    }
+}
+
+impl Ended for Indexed {
+    fn list(&self, query: &Query) -> io::Result<Vec<Listed>> {
+        match self.reader().map(|reader| Indexed::rows(&reader, query)) {
+            Some(Ok(rows)) => Ok(rows),
+            _ => self.directories.list(query),
+        }
+    }
+
+    fn find(&self, text: &str) -> io::Result<Vec<Listed>> {
+        let found = self.reader().and_then(|reader| reader.find(OsStr::new(text), FOUND as u32).ok());
+        let ended = |row: &Listed| Query::ENDED.contains(&row.state.as_str());
+        let rows: Vec<Listed> = found.into_iter().flatten().map(|row| row.listed()).filter(ended).collect();
+        // What it doesn't know may be a job that ended a moment ago, or a beginning of a directory's name.
+        if rows.is_empty() { self.directories.find(text) } else { Ok(rows) }
+    }
+}
