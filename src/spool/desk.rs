@@ -371,7 +371,7 @@ impl Desk {
                 let _ = self.ground.faults.at("revive.synced");
                 let place = &revived.place;
                 let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
-                self.books.moved(place.shelf, &place.day, revived.outcome, false, shelf_dir);
+                self.books.moved(place.shelf, &place.day, &[revived.outcome], false, shelf_dir);
                 self.answer(Answer::Revived { id: revived.id(), outcome: Ok(revived.into_job()) });
             }
             Op::Finish(mut finish) => {
@@ -449,7 +449,7 @@ impl Desk {
             }
         };
         let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
-        self.books.moved(Shelf::of(outcome), &day, outcome, true, shelf_dir);
+        self.books.moved(Shelf::of(outcome), &day, &[outcome], true, shelf_dir);
         self.trailing_at = Some(self.clock.now() + TRAILING);
         if let Some(answer) = finish.into_answer(dir) {
             self.answer(answer);

@@ -183,12 +183,12 @@ impl Books {
         Books { tally, counted: BTreeMap::new(), todo: BTreeSet::new(), touched: BTreeSet::new() }
     }
 
-    /// A directory came to a day, or left it.
+    /// Directories of these outcomes came to a day, or left it.
     pub(super) fn moved(
         &mut self,
         shelf: Shelf,
         day: &str,
-        outcome: Outcome,
+        outcomes: &[Outcome],
         came: bool,
         shelf_dir: impl Fn(Shelf) -> Option<OwnedFd>,
     ) {
@@ -197,12 +197,14 @@ impl Books {
             // Whoever hears of this move next must find it counted.
             return self.count(key, shelf_dir);
         }
-        let mut one = Ended::default();
-        *one.place(outcome) = 1;
         let (_, ended) = self.counted.entry(key.clone()).or_default();
-        let place = ended.place(outcome);
-        *place = if came { *place + 1 } else { place.saturating_sub(1) };
-        self.tally.add(one, if came { 1 } else { -1 });
+        let mut moved = Ended::default();
+        for &outcome in outcomes {
+            *moved.place(outcome) += 1;
+            let place = ended.place(outcome);
+            *place = if came { *place + 1 } else { place.saturating_sub(1) };
+        }
+        self.tally.add(moved, if came { 1 } else { -1 });
         self.touched.insert(key);
     }
 
