@@ -29,13 +29,18 @@ pub(super) struct Suspect {
 
 /// What survives SIGKILL this long hangs in the kernel.
 const AFTER_KILL: Duration = Duration::from_secs(10);
+/// How long a lock may stay held by nobody that can be seen.
+const LOCK_LINGERS: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// What is forked while we look is found by the next look.
 const LOOKS: usize = 5;
 
 /// Ends everything that lives; answers with the jobs of which something still does.
 pub(super) fn end_all(ground: &Ground, clock: Clock, suspects: &[Suspect]) -> BTreeSet<JobId> {
     let mut alive = BTreeSet::new();
-    for _ in 0..LOOKS {
+    let lingers = clock.now() + LOCK_LINGERS;
+    let mut looks = 0;
+    loop {
         let locks: BTreeMap<JobId, Lock> =
             suspects.iter().filter_map(|suspect| Some((suspect.id, Lock::look(ground, &suspect.dir)?))).collect();
         let processes = sweep(locks.values().any(|lock| lock.held));
@@ -54,7 +59,16 @@ pub(super) fn end_all(ground: &Ground, clock: Clock, suspects: &[Suspect]) -> BT
                 tracing::warn!(job = suspect.dir, ?pids, "ending what outlived the last director");
             }
         }
+        looks += 1;
         if victims.is_empty() {
+            if alive.is_empty() || lingers <= clock.now() {
+                break;
+            }
+            // Held by nobody that can be seen: one that is just being started, or just going. Nothing tells when.
+            let _waited = poll(&mut [], Timespec::try_from(LOCK_PAUSE).ok().as_ref());
+            continue;
+        }
+        if looks >= LOOKS {
             break;
         }
         end(&victims, clock);
