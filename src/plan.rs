@@ -228,7 +228,7 @@ impl<'a> Planner<'a> {
         if most.is_some_and(|most| ahead >= most) {
             return false;
         }
-        if need.count > 1 && (ahead > 0 || self.floor.usable_for(&need) < need.count) {
+        if need.count > 1 && (ahead > 0 || self.floor.ours_for(&need) < need.count) {
             return false;
         }
         if need.memory.is_some_and(|memory| need.count == 1 && ahead >= self.floor.room(&need, memory)) {
@@ -242,7 +242,7 @@ impl<'a> Planner<'a> {
         // that could start this moment isn't held up by that.
         self.ahead.claiming.get(&need.pool).is_none_or(|count| *count == 0)
             && route.max_running.is_none_or(|most| self.running_of(&route.name) < most)
-            && self.floor.place(&need).is_some()
+            && self.floor.place(&need).is_some_and(|places| places.iter().all(|&at| self.floor.spot(at).usable()))
     }
 
     /// How many jobs of a pool may be claimed and not started: what slots can soon use.

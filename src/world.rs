@@ -2,9 +2,10 @@
 //! the clock jumps, the spool answers late and out of order. After each event the plan is made, judged by rules of its own
 //! and carried out as the director does. When the world calms down, every item must end, once.
 //!
-//! `GAMDOK_SEED=<n> cargo test world` runs one seed again.
+//! `GAMDOK_SEED=<n> cargo test world` runs one seed again and tells its story, `GAMDOK_SEEDS=<n>` runs more of them.
 
 pub(crate) mod fixtures;
+mod gear;
 mod judge;
 mod scenarios;
 
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Policy, Route};
-use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, GpuProcess, HostMode, ProcessKind, Reading, Snapshot};
+use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, HostMode, Snapshot};
 use crate::fault::{self, Next};
 use crate::inbox::{Candidate, CandidateKey};
 use crate::item::{Attempt, JobId, Outcome, Stage, Step, StopWhy};
@@ -22,6 +23,7 @@ use crate::state::{Job, Phase, State};
 use crate::units::{Bytes, Moment};
 use crate::worker::{End, Report, Said};
 use fixtures::{arrival, candidate, gib, job_id, key, reading, record, route, rules};
+use gear::Gear;
 
 /// SplitMix64: small, and the same on every machine.
 #[derive(Clone)]
@@ -71,17 +73,6 @@ enum Task {
     Finish { id: JobId, outcome: Outcome },
 }
 
-/// A device as it really is; the director sees readings.
-#[derive(Clone, Debug)]
-struct Gear {
-    reading: Reading,
-    present: bool,
-    lost: bool,
-    foreign: bool,
-    /// The memory of an ended worker lingers until then.
-    lingers_until: Moment,
-}
-
 struct World {
     seed: u64,
     alone: bool,
@@ -100,7 +91,8 @@ struct World {
     of_job: BTreeMap<JobId, u64>,
     next_item: u64,
     next_job: u64,
-    started: BTreeMap<u64, u32>,
+    /// Items in the order in which their attempts started.
+    started: Vec<u64>,
     trace: Vec<String>,
 }
 
@@ -165,7 +157,7 @@ impl World {
             of_job: BTreeMap::new(),
             next_item: 0,
             next_job: 0,
-            started: BTreeMap::new(),
+            started: Vec::new(),
             trace: Vec::new(),
         };
         world.state.observe(&world.snapshot);
@@ -365,7 +357,7 @@ impl World {
     fn launch(&mut self, id: JobId) {
         self.step(id, Step::Launch);
         self.state.set_pid(id, 100 + (id.0.timestamp_ms() % 100_000) as i32);
-        *self.started.entry(self.of_job[&id]).or_default() += 1;
+        self.started.push(self.of_job[&id]);
     }
 
     fn running(&self) -> Vec<JobId> {
@@ -506,101 +498,6 @@ impl World {
         }
     }
 
-    fn device_changes(&mut self) {
-        let at = self.chance.below(self.gear.len() as u64) as usize;
-        let what = self.chance.below(8);
-        let gear = &mut self.gear[at];
-        if gear.reading.kind == DeviceKind::Cpu {
-            self.trouble = what == 0 && self.snapshot.mode == HostMode::Gpu;
-            return;
-        }
-        match what {
-            0 => gear.lost = !gear.lost,
-            1 => gear.present = !gear.present,
-            2..4 => gear.foreign = !gear.foreign,
-            4 => gear.reading.temperature = Some(30 + (self.state.now.0.as_millis() % 50) as u32),
-            _ => (gear.lost, gear.present, gear.foreign) = (false, true, false),
-        }
-        let gear = gear.clone();
-        self.note(|| {
-            let Gear { reading, present, lost, foreign, .. } = gear;
-            format!("{} present {present} lost {lost} foreign {foreign}", reading.id)
-        });
-    }
-
-    fn cordon_by_hand(&mut self) {
-        let at = self.chance.below(self.gear.len() as u64) as usize;
-        let id = self.gear[at].reading.id.clone();
-        if self.chance.percent(60) {
-            fault::forgive(&mut self.state, &id);
-        } else {
-            let cordon = Cordon { by: CordonBy::Hand, since: self.state.now, reason: String::new() };
-            self.state.device_mut(&id).cordon = Some(cordon);
-        }
-    }
-
-    /// The prober's next view: asked devices are mostly among what it read, others sometimes.
-    fn sweep(&mut self) {
-        let now = self.state.now;
-        self.snapshot.taken_at = now;
-        self.snapshot.number += 1;
-        self.snapshot.trouble = self.trouble.then(|| "the driver doesn't answer".to_owned());
-        if !self.trouble {
-            let mut devices = Vec::new();
-            for at in 0..self.gear.len() {
-                let id = self.gear[at].reading.id.clone();
-                let asked = self.state.device(&id).is_some_and(|device| device.asked_at.is_some());
-                let simple = matches!(self.gear[at].reading.kind, DeviceKind::Cpu | DeviceKind::Sim);
-                if self.calm || simple || self.chance.percent(if asked { 80 } else { 50 }) {
-                    self.read(at, now);
-                }
-                if self.gear[at].present {
-                    devices.push(self.gear[at].reading.clone());
-                }
-            }
-            self.snapshot.devices = devices;
-        }
-        self.state.observe(&self.snapshot);
-    }
-
-    fn read(&mut self, at: usize, now: Moment) {
-        let gear = &mut self.gear[at];
-        let held = self.state.device(&gear.reading.id).map_or(&[][..], |device| &device.leases.held);
-        gear.reading.health.lost = gear.lost;
-        (gear.reading.memory_at, gear.reading.processes_at) = (now, now);
-        if !gear.reading.kind.is_gpu() {
-            return;
-        }
-        let ours = held.iter().filter_map(|lease| Some((lease.group?, lease.job, lease.memory.unwrap_or(gib(4)))));
-        let mut processes: Vec<GpuProcess> = ours
-            .map(|(group, job, memory)| GpuProcess {
-                pid: group as u32,
-                kind: ProcessKind::Compute,
-                memory: Some(memory),
-                name: Some("worker".to_owned()),
-                user: None,
-                group: Some(group),
-                job: Some(job),
-            })
-            .collect();
-        if gear.foreign {
-            processes.push(GpuProcess {
-                pid: 5,
-                kind: ProcessKind::Compute,
-                memory: Some(gib(3)),
-                name: Some("jupyter".to_owned()),
-                user: Some("bob".to_owned()),
-                group: Some(5),
-                job: None,
-            });
-        }
-        let used: Bytes = processes.iter().filter_map(|process| process.memory).sum();
-        let lingering = if gear.lingers_until > now && held.is_empty() { gib(2) } else { Bytes(0) };
-        gear.reading.memory_used = gear.reading.memory_total.map(|_| used + lingering);
-        gear.reading.utilization = vec![if gear.foreign { 90 } else { 0 }; 3];
-        gear.reading.processes = Some(processes);
-    }
-
     /// Nothing goes wrong from here on, and people put right what they did.
     fn calm_down(&mut self) {
         self.calm = true;
@@ -655,12 +552,6 @@ impl World {
         let why: Vec<String> =
             self.state.jobs().map(|job| crate::plan::why_waiting(&self.state, &self.snapshot, job)).collect();
         panic!("starved: {left:?} {why:?}");
-    }
-}
-
-impl Gear {
-    fn new(reading: Reading) -> Gear {
-        Gear { reading, present: true, lost: false, foreign: false, lingers_until: Moment::default() }
     }
 }
 

@@ -231,12 +231,19 @@ fn logs_can_be_followed_to_the_end() {
 
 #[test]
 fn wait_tells_by_its_exit_code_whether_any_failed() {
-    let world = World::new(&shell("case $1 in *bad) exit 1;; esac", ""));
+    let world = World::new(&shell(
+        "case $1 in *bad) while ! test -e \"$GAMDOK_OUT/../../../go\"; do sleep 0.01; done; exit 1;; esac",
+        "",
+    ));
     let service = world.start();
     world.drop_file("good", b"x");
     world.code(&["wait"], 0);
     world.drop_file("bad", b"x");
-    world.code(&["wait"], 1);
+    world.until("it runs", |status| status["running"][0]["pid"].is_number());
+    let waiting = world.command(&["wait", "--json"]).stdout(Stdio::piped()).spawn().expect("wait");
+    fs::write(world.root.join("go"), b"").expect("let it end");
+    let waited = waiting.wait_with_output().expect("its end");
+    assert_eq!(waited.status.code(), Some(1), "{}", text(&waited.stdout));
     world.code(&["wait", "good"], 0);
     world.code(&["wait", "bad"], 1);
     assert_eq!(world.json(&["wait", "good"])[0]["state"], "done");

@@ -67,7 +67,7 @@ impl Client {
 
     /// Lets `span` pass: between questions that would else be asked in a tight loop.
     pub fn pause(&self, span: Duration) {
-        // Inside, since a timer is made by the runtime it belongs to.
+        // The timer is made inside the runtime: it needs one.
         self.runtime.block_on(async { tokio::time::sleep(span).await });
     }
 

@@ -74,6 +74,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     }
     let root = Arc::new(Root::open(&config.root)?);
     let _guard = root.lock()?;
+    root.ensure_dirs()?;
     root.probe()?;
 
     let clock = Clock::start();

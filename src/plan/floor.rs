@@ -373,9 +373,9 @@ impl<'a> Floor<'a> {
         self.pool(pool).filter(|spot| spot.usable()).count()
     }
 
-    /// Devices that take work and are of the kind and size for an item.
-    pub(super) fn usable_for(&self, need: &Need) -> usize {
-        self.pool(need.pool).filter(|spot| spot.usable() && spot.is_for(need)).count()
+    /// Devices of the kind and size for an item that take work, or will once ours has left them.
+    pub(super) fn ours_for(&self, need: &Need) -> usize {
+        self.pool(need.pool).filter(|spot| spot.ours() && spot.is_for(need)).count()
     }
 
     /// How many items of a declared size soon find room: what fits now, and one for each device.

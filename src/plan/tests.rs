@@ -13,7 +13,7 @@ use crate::world::fixtures::{candidate, gib, job_id, key, reading, record, route
 const NOW: f64 = 1000.0;
 
 /// A host in a few words. Rules: `slots=2 policy=pack cpu=4 mode=cpu trouble paused noclaims last=gpu1`.
-/// A device a line: `gpu0 total=80 used=1 temp=40 stale asked exited cordoned excluded lost nomemory`, also `mig0`, `sim0`, `gone0`.
+/// A device a line: `gpu0 total=80 used=1 resting temp=40 stale asked exited cordoned excluded lost nomemory`, also `mig0`, `sim0`, `gone0`.
 /// A job a line, in the order of arrival: `a gpus=2 mem=20 prio=1 route=x max=1 nofallback avoid=gpu0,gpu1` and one of
 /// `on=gpu0,gpu1` (runs), `stopping=gpu0`, `claiming`, `offered`, `later`, `due`; without one it waits.
 struct Host {
@@ -98,6 +98,9 @@ impl Host {
         let mut reading = reading(kind, index.parse().expect("an index"), seconds(NOW));
         reading.memory_total = Some(number(words, "total").map_or(gib(80), gib));
         reading.memory_used = Some(number(words, "used").map_or(Bytes(0), gib));
+        if words.contains(&"resting") {
+            reading.memory_used = Some(Bytes(500 << 20));
+        }
         reading.temperature = number(words, "temp").map(|degrees| degrees as u32);
         let device = state.device_mut(&reading.id);
         for word in words {
@@ -261,7 +264,7 @@ fn memory_is_shared_by_what_is_declared_and_what_is_used() {
     check("slots=4", &["gpu0 used=45"], &["a mem=40 on=gpu0", "b mem=40"], "");
     check("slots=4", &["gpu0 used=39"], &["a mem=40 on=gpu0", "b mem=40"], "b on gpu0");
     // What an idle device holds was let pass by the verdict.
-    check("slots=4", &["gpu0 used=1"], &["a mem=80"], "a on gpu0");
+    check("slots=4", &["gpu0 resting"], &["a mem=80"], "a on gpu0");
     check("slots=4", &["gpu0"], &["a mem=81"], "");
     // Without a declaration an item counts for its part of the slots.
     check("slots=2", &["gpu0"], &["a on=gpu0", "b mem=41"], "");

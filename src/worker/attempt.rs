@@ -190,6 +190,7 @@ impl<'a> Attempt<'a> {
             self.keep_time(process, deadline, now);
             if log.look_at() <= now {
                 log.bound(now);
+                strays::reap();
             }
             self.outbox.deliver(now);
 

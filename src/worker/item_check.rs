@@ -54,14 +54,20 @@ fn of_metadata(meta: &Metadata) -> Signature {
 }
 
 /// The claim's own rename changed the ctime, a sync may have changed the blocks, and the producer may have dropped its
-/// other link since. What is inside a directory is compared where both were looked into.
+/// other link since. Where both looked into a directory, its inside is compared; some file systems change the times of a
+/// directory that gets a new parent.
 fn is_same(claimed: &Signature, now: &Signature) -> bool {
-    let outside = |it: &Signature| (it.dev, it.ino, it.mtime_ns);
-    let inside = |it: &Signature| (it.size, it.digest, it.entries);
-    let hollow = |it: &Signature| it.digest == 0 && it.entries == 0;
-    // Of two, one of which has looked inside, the size doesn't mean the same.
-    let comparable = hollow(claimed) == hollow(now);
-    outside(claimed) == outside(now) && (!comparable || inside(claimed) == inside(now))
+    let looked_inside = |it: &Signature| it.digest != 0 || it.entries != 0;
+    let same_one = (claimed.dev, claimed.ino) == (now.dev, now.ino);
+    let same_inside = (claimed.size, claimed.digest, claimed.entries) == (now.size, now.digest, now.entries);
+    let same_time = claimed.mtime_ns == now.mtime_ns;
+    same_one
+        && match (looked_inside(claimed), looked_inside(now)) {
+            (true, true) => same_inside,
+            // Of two, one of which looked inside, the size doesn't mean the same.
+            (true, false) | (false, true) => same_time,
+            (false, false) => same_time && same_inside,
+        }
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> End {

@@ -1,7 +1,8 @@
 //! What `/proc` tells of one process.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 
 /// The fields of `/proc/<pid>/stat` that tell whose a process is.
@@ -18,7 +19,10 @@ pub(super) struct ProcStat {
 impl ProcStat {
     /// Nothing when there is no such process.
     pub(super) fn read(pid: i32) -> Option<ProcStat> {
-        Self::parse(pid, &fs::read(format!("/proc/{pid}/stat")).ok()?)
+        let mut line = [0; 1024];
+        // In one go: the line is made once, when it is first read, and is never this long.
+        let length = File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut line)).ok()?;
+        Self::parse(pid, &line[..length])
     }
 
     fn parse(pid: i32, line: &[u8]) -> Option<ProcStat> {

@@ -206,10 +206,17 @@ fn orphans() -> Option<Vec<ProcStat>> {
     let workers: HashSet<i32> = live().iter().map(|live| live.pid).collect();
     let pids = list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
     let orphans = pids.filter(|pid| !workers.contains(pid)).filter_map(ProcStat::read);
-    Some(orphans.filter(|orphan| !orphan.is_dead() || !reap(orphan.pid)).collect())
+    Some(orphans.filter(|orphan| !orphan.is_dead() || !reap_one(orphan.pid)).collect())
 }
 
-fn reap(pid: i32) -> bool {
+/// Waits for adopted orphans that have died meanwhile, so that a worker of days doesn't fill the process table.
+pub(super) fn reap() {
+    if ADOPTS.load(Ordering::Acquire) {
+        let _living = orphans();
+    }
+}
+
+fn reap_one(pid: i32) -> bool {
     let Some(pid) = Pid::from_raw(pid) else { return false };
     matches!(waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG), Ok(Some(_)))
 }

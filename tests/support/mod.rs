@@ -1,6 +1,6 @@
 //! A root in an empty folder and the built binary, for the tests that drive it from outside. Nothing here sleeps: a
 //! start is awaited through the service manager's socket, ends through the process, outcomes through `gamdok wait`.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
