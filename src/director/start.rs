@@ -110,7 +110,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         directories: directories.clone(),
         board: board.clone(),
         requests: ask,
-        ended: Arc::new(api::Indexed::new(directories)),
+        ended: Arc::new(api::Indexed::new(directories, ledger.entries.clone())),
         listen: config.api.listen,
         token,
     })
