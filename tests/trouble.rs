@@ -72,11 +72,13 @@ fn a_full_disk_pauses_claims_and_loses_nothing() {
     let service = world.start();
     world.drop_file("before", b"1");
     world.until("the first is done", |status| status["counts"]["done"] == 1);
-    for name in ["during-1", "during-2", "during-3"] {
-        world.drop_file(name, b"2");
-        if name == "during-1" {
-            fill(&mount.at);
-        }
+    let during = ["during-1", "during-2", "during-3"];
+    for name in during {
+        fs::write(world.scratch(name), b"2").expect("write the item");
+    }
+    fill(&mount.at);
+    for name in during {
+        fs::rename(world.scratch(name), world.inbox().join(name)).expect("drop the item");
     }
     world.until("it says so", |status| {
         let checks = status["health"].as_array().expect("health");

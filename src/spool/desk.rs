@@ -370,7 +370,8 @@ impl Desk {
             Op::Revived(revived) => {
                 let _ = self.ground.faults.at("revive.synced");
                 let place = &revived.place;
-                self.books.moved(place.shelf, &place.day, revived.outcome, false);
+                let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
+                self.books.moved(place.shelf, &place.day, &[revived.outcome], false, shelf_dir);
                 self.answer(Answer::Revived { id: revived.id(), outcome: Ok(revived.into_job()) });
             }
             Op::Finish(mut finish) => {
@@ -447,7 +448,8 @@ impl Desk {
                 return refused.push((Op::Finish(finish), error));
             }
         };
-        self.books.moved(Shelf::of(outcome), &day, outcome, true);
+        let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
+        self.books.moved(Shelf::of(outcome), &day, &[outcome], true, shelf_dir);
         self.trailing_at = Some(self.clock.now() + TRAILING);
         if let Some(answer) = finish.into_answer(dir) {
             self.answer(answer);

@@ -183,18 +183,28 @@ impl Books {
         Books { tally, counted: BTreeMap::new(), todo: BTreeSet::new(), touched: BTreeSet::new() }
     }
 
-    /// A directory came to a day, or left it.
-    pub(super) fn moved(&mut self, shelf: Shelf, day: &str, outcome: Outcome, came: bool) {
+    /// Directories of these outcomes came to a day, or left it.
+    pub(super) fn moved(
+        &mut self,
+        shelf: Shelf,
+        day: &str,
+        outcomes: &[Outcome],
+        came: bool,
+        shelf_dir: impl Fn(Shelf) -> Option<OwnedFd>,
+    ) {
         let key = (shelf, day.to_owned());
-        if self.todo.contains(&key) {
-            return;
+        if self.todo.remove(&key) {
+            // Whoever hears of this move next must find it counted.
+            return self.count(key, shelf_dir);
         }
-        let mut one = Ended::default();
-        *one.place(outcome) = 1;
         let (_, ended) = self.counted.entry(key.clone()).or_default();
-        let place = ended.place(outcome);
-        *place = if came { *place + 1 } else { place.saturating_sub(1) };
-        self.tally.add(one, if came { 1 } else { -1 });
+        let mut moved = Ended::default();
+        for &outcome in outcomes {
+            *moved.place(outcome) += 1;
+            let place = ended.place(outcome);
+            *place = if came { *place + 1 } else { place.saturating_sub(1) };
+        }
+        self.tally.add(moved, if came { 1 } else { -1 });
         self.touched.insert(key);
     }
 
@@ -224,8 +234,7 @@ impl Books {
                 present.insert(key);
             }
         }
-        let gone = |key: &Key| !present.contains(key) || self.todo.contains(key);
-        for key in self.counted.keys().filter(|key| gone(key)).cloned().collect::<Vec<_>>() {
+        for key in self.counted.keys().filter(|key| !present.contains(key)).cloned().collect::<Vec<_>>() {
             if let Some((_, ended)) = self.counted.remove(&key) {
                 self.tally.add(ended, -1);
             }
@@ -238,23 +247,31 @@ impl Books {
 
     /// Counts one day. True when that was the last.
     pub(super) fn count_one(&mut self, shelf_dir: impl Fn(Shelf) -> Option<OwnedFd>) -> bool {
-        if let Some(key) = self.todo.pop_first()
-            && let Some(dir) = shelf_dir(key.0)
-        {
-            // The time first: what changes while we count is found by the next look.
-            let seen = mtime(&dir, &key.1).unwrap_or_default();
-            match count_day(&dir, key.0, &key.1) {
-                Ok(ended) => {
-                    self.tally.add(ended, 1);
-                    self.counted.insert(key, (seen, ended));
-                }
-                Err(error) => tracing::warn!(day = key.1, %error, "the ended jobs of a day can't be counted"),
-            }
+        if let Some(key) = self.todo.pop_first() {
+            self.count(key, shelf_dir);
         }
         if self.todo.is_empty() {
             self.tally.complete.store(true, Ordering::Release);
         }
         self.todo.is_empty()
+    }
+}
+
+impl Books {
+    /// Counts one day anew, in place of what was known of it.
+    fn count(&mut self, key: Key, shelf_dir: impl Fn(Shelf) -> Option<OwnedFd>) {
+        let Some(dir) = shelf_dir(key.0) else { return };
+        // The time first: what changes while we count is found by the next look.
+        let seen = mtime(&dir, &key.1).unwrap_or_default();
+        match count_day(&dir, key.0, &key.1) {
+            Ok(ended) => {
+                self.tally.add(ended, 1);
+                if let Some((_, before)) = self.counted.insert(key, (seen, ended)) {
+                    self.tally.add(before, -1);
+                }
+            }
+            Err(error) => tracing::warn!(day = key.1, %error, "the ended jobs of a day can't be counted"),
+        }
     }
 }
 

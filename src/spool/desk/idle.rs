@@ -48,9 +48,8 @@ impl Desk {
     fn prune(&mut self) {
         match self.retention.step(&self.ground, Timestamp::now()) {
             Ok(Some(removed)) => {
-                for outcome in removed.outcomes {
-                    self.books.moved(removed.shelf, &removed.day, outcome, false);
-                }
+                let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
+                self.books.moved(removed.shelf, &removed.day, &removed.outcomes, false, shelf_dir);
                 tracing::info!(
                     shelf = removed.shelf.name(),
                     day = removed.day,
