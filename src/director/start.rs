@@ -201,8 +201,7 @@ impl Director {
 
 /// The device rules with what depends on the host filled in.
 pub(super) fn resolved(devices: &config::Devices) -> config::Devices {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    config::Devices { cpu_slots: Some(devices.cpu_slots.unwrap_or(cores)), ..devices.clone() }
+    config::Devices { cpu_slots: Some(crate::devices::cpu_slots(devices)), ..devices.clone() }
 }
 
 fn no_devices() -> Snapshot {
