@@ -307,9 +307,20 @@ impl Directories {
         })
     }
 
-    /// Whether a job's directory lies in `claimed/`: then it lives, whatever an older row says of its outcome.
-    pub fn is_claimed(&self, row: &Listed) -> bool {
-        row.job.as_ref().is_some_and(|job| self.root.join("claimed").join(job).is_dir())
+    /// Whether a job lives: it lies in `claimed/` without a result, whatever an older row says of its outcome.
+    pub fn is_live(&self, row: &Listed) -> bool {
+        let dir = row.job.as_ref().map(|job| self.root.join("claimed").join(job));
+        dir.is_some_and(|dir| dir.is_dir() && !dir.join("result.json").exists())
+    }
+
+    /// An ended job as it stands now; nothing when it lives again or is gone.
+    pub fn now(&self, row: &Listed) -> Option<Listed> {
+        if self.is_live(row) {
+            return None;
+        }
+        let result = read_result(&self.dir(row)?).ok();
+        let fresh = result.map(|result| Listed::ended(&result, row.job.as_deref().unwrap_or_default()));
+        Some(fresh.map_or_else(|| row.clone(), |fresh| Listed { folder: row.folder.clone(), ..fresh }))
     }
 
     /// `show`: a listed row with its paths, its attempts and its result.

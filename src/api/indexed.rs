@@ -4,25 +4,32 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::directories::Directories;
 use super::ended::{Ended, FOUND, Query};
 use super::view::Listed;
-use crate::ledger::{self, QueryError, Reader, Wanted};
+use crate::ledger::{self, Entries, QueryError, Reader, Wanted};
+
+/// The writer gathers entries for a while; who asks gets them at once, or what there is after so long.
+const LATEST: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug)]
 pub struct Indexed {
     file: PathBuf,
     directories: Directories,
+    entries: Entries,
 }
 
 impl Indexed {
-    pub fn new(directories: Directories) -> Indexed {
-        Indexed { file: ledger::file_of(directories.root()), directories }
+    /// `entries`: of the ledger that is being written.
+    pub fn new(directories: Directories, entries: Entries) -> Indexed {
+        Indexed { file: ledger::file_of(directories.root()), directories, entries }
     }
 
     /// Opened for each question: the file may have been set aside since the last.
     fn reader(&self) -> Option<Reader> {
+        self.entries.flush(LATEST);
         let complete = |reader: &Reader| reader.is_complete().unwrap_or(false);
         Reader::open(&self.file).ok().filter(complete)
     }
@@ -59,7 +66,9 @@ impl Ended for Indexed {
     fn find(&self, text: &str) -> io::Result<Vec<Listed>> {
         let found = self.reader().and_then(|reader| reader.find(OsStr::new(text), FOUND as u32).ok());
         let ended = |row: &Listed| Query::ENDED.contains(&row.state.as_str());
-        let rows: Vec<Listed> = found.into_iter().flatten().map(|row| row.listed()).filter(ended).collect();
+        let rows = found.into_iter().flatten().map(|row| row.listed()).filter(ended);
+        // The ledger finds them, the directories tell how they stand: a retry may have changed it since.
+        let rows: Vec<Listed> = rows.filter_map(|row| self.directories.now(&row)).collect();
         // What it doesn't know may be a job that ended a moment ago, or a beginning of a directory's name.
         if rows.is_empty() { self.directories.find(text) } else { Ok(rows) }
     }

@@ -232,9 +232,8 @@ async fn jobs(State(shared): Context, Asked(query): Asked<JobsQuery>) -> Answer<
         let ended = blocking(move || {
             let mut ended = shared.ended.list(&rest).map_err(Refused::io)?;
             // One that was revived a moment ago lives, whatever the index still says.
-            let revived = |row: &Listed| {
-                row.id.as_ref().is_some_and(|id| known.contains(id)) && shared.directories.is_claimed(row)
-            };
+            let revived =
+                |row: &Listed| row.id.as_ref().is_some_and(|id| known.contains(id)) && shared.directories.is_live(row);
             ended.retain(|row| !revived(row));
             Ok(ended)
         });
@@ -249,14 +248,16 @@ async fn jobs(State(shared): Context, Asked(query): Asked<JobsQuery>) -> Answer<
 /// The one row that `text` means, among all that is known anywhere. Blocks.
 fn lookup(shared: &Shared, text: &str) -> Answer<Listed> {
     let view = shared.board.read();
-    let live: Vec<Listed> = view.live.iter().filter(|row| fit(text, row).is_some()).cloned().collect();
-    // Names beyond the view's window, and those that arrived a moment ago; where the view has the same, its row stands.
+    let live = view.live.iter().filter(|row| fit(text, row).is_some());
+    // Of the inbox the file system knows best: names beyond the view's window are there too, claimed ones no longer.
     let waiting = shared.directories.find_waiting(text);
+    let there =
+        |row: &&Listed| row.id.is_some() || waiting.iter().any(|it| (&it.folder, &it.name) == (&row.folder, &row.name));
+    let live: Vec<Listed> = live.filter(there).cloned().collect();
     let mut ended = shared.ended.find(text).map_err(Refused::io)?;
-    // The later row stands: the outcome of a job that ended since the view was published, but not an outcome that was
-    // taken back by a retry.
-    let revived = |row: &Listed| live.iter().any(|it| it.id == row.id) && shared.directories.is_claimed(row);
-    ended.retain(|row| !revived(row));
+    // The later row stands: the outcome of a job that ended since the view was published, but not an outcome that a
+    // retry took back.
+    ended.retain(|row| !shared.directories.is_live(row));
     let found = reference::resolve(text, waiting.into_iter().chain(live).chain(ended));
     match found {
         // Between its last publication and its index, or not indexed yet: the directories know.

@@ -83,7 +83,9 @@ fn world_at(depth: usize, listen: Option<&str>, token: Option<&str>) -> World {
     ended(&root, 1, b"a.wav", Outcome::Done, "2026-11-20T10:00:00Z");
     ended(&root, 2, b"b.wav", Outcome::Failed, "2026-11-21T10:00:00Z");
     ended(&root, 3, b"c \xff\n.wav", Outcome::Cancelled, "2026-11-22T10:00:00Z");
-    std::fs::write(root.join("inbox/beyond.wav"), b"x").expect("an item");
+    for name in ["beyond.wav", "e.wav"] {
+        std::fs::write(root.join("inbox").join(name), b"x").expect("an item");
+    }
     let running = Listed {
         id: Some(id(4).to_string()),
         job: Some(format!("d~{}", id(4))),
@@ -323,14 +325,14 @@ fn the_directories_tell_the_same_without_a_director() {
     let world = world();
     let directories = Directories::new(&world.root, None);
     let counts = directories.counts().expect("counts");
-    let expected = Counts { ready: 1, done: 1, failed: 1, cancelled: 1, ..Counts::default() };
+    let expected = Counts { ready: 2, done: 1, failed: 1, cancelled: 1, ..Counts::default() };
     assert_eq!(counts, expected);
     std::fs::write(world.root.join("inbox/f.wav.part"), b"x").expect("a temporary name");
     let rows = directories.rows(&Query::default()).expect("rows");
-    let mut waiting: Vec<&str> = names(&rows).into_iter().take(2).collect();
+    let mut waiting: Vec<&str> = names(&rows).into_iter().take(3).collect();
     waiting.sort_unstable();
-    assert_eq!(waiting, ["beyond.wav", "f.wav.part"]);
-    assert_eq!(names(&rows[2..]), ["c \\xff\\n.wav", "b.wav", "a.wav"]);
+    assert_eq!(waiting, ["beyond.wav", "e.wav", "f.wav.part"]);
+    assert_eq!(names(&rows[3..]), ["c \\xff\\n.wav", "b.wav", "a.wav"]);
     let ignored = Query { states: vec!["ignored".to_owned()], ..Query::default() };
     assert_eq!(names(&directories.rows(&ignored).expect("rows")), ["f.wav.part"]);
     assert_eq!(directories.status(None).expect("a status").state, DirectorState::Stopped);
@@ -364,7 +366,7 @@ fn the_ledger_answers_as_the_directories_do() {
     };
     let limit = std::time::Duration::from_secs(60);
     assert!((0..1000).any(|_| ledger.entries.flush(limit) && complete()), "else the directories would answer for it");
-    let indexed = Indexed::new(directories.clone());
+    let indexed = Indexed::new(directories.clone(), ledger.entries.clone());
     let check = |query: Query| {
         let shown = |rows: Vec<Listed>| rows.into_iter().map(|row| (row.id, row.name, row.state)).collect::<Vec<_>>();
         let told = shown(indexed.list(&query).expect("rows"));

@@ -1,6 +1,6 @@
 //! `gamdok wait [JOB…]`: returns when these have ended, or all that isn't held; fails if one of them failed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,9 @@ fn all(source: &Source) -> Result<Vec<Listed>, Trouble> {
     let since = Timestamp::now();
     let begun = Instant::now();
     let client = director(source)?;
+    // What runs now may have ended already, when the view was published before.
+    let open = ["claimed", "running", "retrying"].join(",");
+    let begun_with: Vec<Listed> = client.get(&format!("/v1/jobs?state={}&limit=100000", encoded(&open)))?;
     let bar = Bar::new();
     let mut after = 0;
     loop {
@@ -76,17 +79,23 @@ fn all(source: &Source) -> Result<Vec<Listed>, Trouble> {
         client.pause(BREATH);
     }
     let states = Query::ENDED.map(str::to_owned).to_vec();
-    source.rows(&Query { states, since: Some(since), ..Query::default() })
+    let mut rows = source.rows(&Query { states, since: Some(since), ..Query::default() })?;
+    let known: HashSet<Option<String>> = rows.iter().map(|row| row.id.clone()).collect();
+    for id in begun_with.into_iter().filter(|row| !known.contains(&row.id)).filter_map(|row| row.id) {
+        rows.push(source.show(&id)?.listed);
+    }
+    Ok(rows)
 }
 
-/// Whether something lies in the inbox that the director hasn't listed yet.
+/// Whether something lies in the inbox that the director hasn't listed yet, or was just claimed and isn't published.
 fn unseen(source: &Source, client: &Client) -> Result<bool, Trouble> {
     let states = ["held", "ignored", "ready", "arriving"].join(",");
     let listed: Vec<Listed> = client.get(&format!("/v1/jobs?state={}&limit=100000", encoded(&states)))?;
     let wanted = Query { states: vec!["ready".to_owned()], ..Query::default() };
     let present = source.directories.waiting(&wanted, HELD_LISTED as usize + 1)?;
     let known = |row: &Listed| listed.iter().any(|it| (&it.folder, &it.name) == (&row.folder, &row.name));
-    Ok(!present.iter().all(known))
+    // In this order: an item moves from the inbox to `claimed/`.
+    Ok(!present.iter().all(known) || !source.directories.claimed()?.is_empty())
 }
 
 /// The jobs that were named. An item that still waits is followed to the job it becomes.

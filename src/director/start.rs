@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crossbeam_channel::{bounded, unbounded};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{Director, Summary};
 use crate::api;
@@ -110,7 +110,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         directories: directories.clone(),
         board: board.clone(),
         requests: ask,
-        ended: Arc::new(api::Indexed::new(directories)),
+        ended: Arc::new(api::Indexed::new(directories, ledger.entries.clone())),
         listen: config.api.listen,
         token,
     })
@@ -188,9 +188,10 @@ impl Director {
     fn end(mut self, server: api::Server) -> Summary {
         self.state.now = self.clock.now();
         self.publish();
-        let _ = self.spool.tasks.send(spool::Task::Stop);
-        if self.spool.thread.join().is_err() {
-            error!("the spool's thread panicked; the next start finishes what it had begun");
+        self.spool.stop();
+        // What it answered last: endings that recovery found, above all.
+        while let Ok(answer) = self.spool.answers.try_recv() {
+            self.on_spool(answer);
         }
         drop(server);
         self.ledger.stop();
@@ -201,8 +202,7 @@ impl Director {
 
 /// The device rules with what depends on the host filled in.
 pub(super) fn resolved(devices: &config::Devices) -> config::Devices {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    config::Devices { cpu_slots: Some(devices.cpu_slots.unwrap_or(cores)), ..devices.clone() }
+    config::Devices { cpu_slots: Some(crate::devices::cpu_slots(devices)), ..devices.clone() }
 }
 
 fn no_devices() -> Snapshot {
