@@ -35,6 +35,8 @@ const MISDEEDS: &[(&str, &str, &str, &str)] = &[
     ("link-declared", "ln -s /etc/passwd $2/x", "outputs = [\"x\"]", "failed missing-output"),
     ("path-declared", "ln -s /etc $2/x", "outputs = [\"x/passwd\"]", "failed missing-output"),
     ("out-no-rights", "chmod 000 $2; exit 1", "", "failed exit"),
+    ("out-few-rights", "chmod 444 $2; exit 1", "", "failed exit"),
+    ("out-few-rights-done", "echo x >$2/x; chmod 444 $2", "", "done"),
     ("out-half-rights", "mkdir $2/d; echo x >$2/d/f; chmod 444 $2/d", "", "done"),
     ("job-no-rights", "chmod 000 $j", "", "done"),
     ("job-few-rights", "chmod 500 $j; exit 1", "", "failed exit"),

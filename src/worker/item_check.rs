@@ -25,12 +25,12 @@ pub(super) fn check(
         Err(error) => return Err(unreadable(path, &error)),
     };
     let Some(claimed) = claimed.filter(|_| attempt == 1) else { return Ok(()) };
-    let now = if meta.is_dir() {
-        look_at_directory(path).map_err(|error| unreadable(path, &error))?
+    let same = if meta.is_dir() {
+        is_same_directory(claimed, &look_at_directory(path).map_err(|error| unreadable(path, &error))?)
     } else {
-        of_metadata(&meta)
+        is_same_file(claimed, &of_metadata(&meta))
     };
-    if is_same(claimed, &now) { Ok(()) } else { Err(End::ItemChanged) }
+    if same { Ok(()) } else { Err(End::ItemChanged) }
 }
 
 /// A signature without a look inside: all there is to a file, and the outside of a directory.
@@ -54,19 +54,21 @@ fn of_metadata(meta: &Metadata) -> Signature {
 }
 
 /// The claim's own rename changed the ctime, a sync may have changed the blocks, and the producer may have dropped its
-/// other link since. Where both looked into a directory, its inside is compared; some file systems change the times of a
-/// directory that gets a new parent.
-fn is_same(claimed: &Signature, now: &Signature) -> bool {
+/// other link since.
+fn is_same_file(claimed: &Signature, now: &Signature) -> bool {
+    let seen = |it: &Signature| (it.dev, it.ino, it.size, it.mtime_ns);
+    seen(claimed) == seen(now)
+}
+
+/// Where both looked into it, its inside is compared; some file systems change the times of a directory that gets a new
+/// parent. Else its time: whether a size is the tree's or the directory's own can't be told of an empty one.
+fn is_same_directory(claimed: &Signature, now: &Signature) -> bool {
     let looked_inside = |it: &Signature| it.digest != 0 || it.entries != 0;
-    let same_one = (claimed.dev, claimed.ino) == (now.dev, now.ino);
-    let same_inside = (claimed.size, claimed.digest, claimed.entries) == (now.size, now.digest, now.entries);
-    let same_time = claimed.mtime_ns == now.mtime_ns;
-    same_one
-        && match (looked_inside(claimed), looked_inside(now)) {
-            (true, true) => same_inside,
-            // Of two, one of which looked inside, the size doesn't mean the same.
-            (true, false) | (false, true) => same_time,
-            (false, false) => same_time && same_inside,
+    let inside = |it: &Signature| (it.size, it.digest, it.entries);
+    (claimed.dev, claimed.ino) == (now.dev, now.ino)
+        && match looked_inside(claimed) && looked_inside(now) {
+            true => inside(claimed) == inside(now),
+            false => claimed.mtime_ns == now.mtime_ns,
         }
 }
 
@@ -117,10 +119,12 @@ mod tests {
             entries: 0,
         };
         let inside = |digest, size| Signature { digest, entries: 5, size, ctime_ns: 9, ..outside };
-        assert!(is_same(&outside, &inside(7, 100)));
-        assert!(is_same(&inside(7, 100), &inside(7, 100)));
-        assert!(!is_same(&inside(7, 100), &inside(8, 100)));
-        assert!(!is_same(&inside(7, 100), &inside(7, 101)));
-        assert!(!is_same(&outside, &Signature { mtime_ns: 5, ..outside }));
+        assert!(is_same_directory(&outside, &inside(7, 100)));
+        // An empty one, walked: the size of nothing.
+        assert!(is_same_directory(&Signature { size: 0, ..outside }, &outside));
+        assert!(is_same_directory(&inside(7, 100), &inside(7, 100)));
+        assert!(!is_same_directory(&inside(7, 100), &inside(8, 100)));
+        assert!(!is_same_directory(&inside(7, 100), &inside(7, 101)));
+        assert!(!is_same_directory(&outside, &Signature { mtime_ns: 5, ..outside }));
     }
 }
