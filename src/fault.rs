@@ -207,12 +207,12 @@ fn finish(outcome: Outcome, reason: Reason, message: String) -> Next {
 struct Case<'a> {
     record: &'a JobRecord,
     report: &'a Report,
-    /// The attempts before the reported one.
+    /// The attempts before the reported one, since the last retry by hand: that gave the item all its tries again.
     earlier: Vec<&'a Attempt>,
 }
 
 fn earlier<'a>(record: &'a JobRecord, report: &Report) -> Vec<&'a Attempt> {
-    record.attempts.iter().filter(|attempt| attempt.n < report.attempt).collect()
+    record.tries().filter(|attempt| attempt.n < report.attempt).collect()
 }
 
 impl Case<'_> {

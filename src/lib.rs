@@ -12,6 +12,7 @@ pub mod item;
 pub mod ledger;
 pub mod logging;
 pub mod plan;
+pub mod proc;
 pub mod root;
 pub mod spool;
 pub mod state;

@@ -4,10 +4,11 @@ use super::{DeviceId, DeviceKind, Reading, blank};
 use crate::config;
 use crate::units::Moment;
 
-/// How many workers run on the CPU: what the configuration says, or one per core this process may use (its affinity
-/// and its cgroup's quota counted).
-pub fn slots(rules: &config::Devices) -> u32 {
-    rules.cpu_slots.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)).max(1)
+/// The rules with what depends on the host filled in: how many workers run on the CPU, where the configuration doesn't
+/// say. That is one per core this process may use (its affinity and its cgroup's quota counted).
+pub fn resolved(rules: &config::Devices) -> config::Devices {
+    let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    config::Devices { cpu_slots: Some(rules.cpu_slots.unwrap_or_else(cores)), ..rules.clone() }
 }
 
 /// The pool as a device.

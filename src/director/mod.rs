@@ -20,7 +20,7 @@ use crate::config::{self, Config};
 use crate::devices::locks::Locks;
 use crate::devices::pin::Cores;
 use crate::devices::prober::{self, Prober};
-use crate::devices::{CordonBy, DeviceId, Snapshot};
+use crate::devices::{self, CordonBy, DeviceId, Snapshot};
 use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Scanner};
 use crate::item::{JobId, Step, StopWhy};
@@ -346,7 +346,7 @@ impl Director {
             != (self.config.history.keep_done, self.config.history.keep_failed);
         info!(routes = new.routes.len(), "the changed configuration is in force");
         self.config = new;
-        self.state.rules = start::resolved(&self.config.devices);
+        self.state.rules = devices::resolved(&self.config.devices);
         if kept {
             self.keep_history();
         }

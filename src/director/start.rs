@@ -13,7 +13,7 @@ use crate::config::{self, Config};
 use crate::devices::locks::Locks;
 use crate::devices::pin::Cores;
 use crate::devices::prober::{self, Prober};
-use crate::devices::{HostMode, Snapshot};
+use crate::devices::{HostMode, Snapshot, resolved};
 use crate::health::{Check, What};
 use crate::inbox;
 use crate::ledger;
@@ -197,12 +197,6 @@ impl Director {
         info!(done = self.summary.done, failed = self.summary.failed, cancelled = self.summary.cancelled, "ended");
         self.summary
     }
-}
-
-/// The device rules with what depends on the host filled in.
-pub(super) fn resolved(devices: &config::Devices) -> config::Devices {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    config::Devices { cpu_slots: Some(devices.cpu_slots.unwrap_or(cores)), ..devices.clone() }
 }
 
 fn no_devices() -> Snapshot {

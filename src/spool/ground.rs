@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::fault_points::Faults;
 use super::record;
 use crate::item::JobRecord;
+use crate::proc::boot_id;
 use crate::root::Root;
 
 #[derive(Debug)]
@@ -25,7 +26,7 @@ impl Ground {
     pub(super) fn new(root: Arc<Root>, faults: Faults) -> Result<Ground, Errno> {
         let claimed = record::open_dir(root.dir(), "claimed")?;
         let network = root.is_network();
-        Ok(Ground { root, faults, boot_id: boot_id(), network, claimed })
+        Ok(Ground { root, faults, boot_id: boot_id().to_owned(), network, claimed })
     }
 
     pub(super) fn claimed(&self) -> BorrowedFd<'_> {
@@ -66,9 +67,4 @@ impl Ground {
         }
         std::borrow::Cow::Owned(JobRecord { boot_id: self.boot_id.clone(), ..record.clone() })
     }
-}
-
-/// A number that changes with each boot: no process of another one can be alive.
-pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }

@@ -34,8 +34,6 @@ use crate::root::Root;
 use crate::units::Clock;
 
 pub use fault_points::{FAULT_POINTS, Faults};
-pub use ground::boot_id;
-pub use record::LockNote;
 pub use recover::{no_route, recover};
 pub use revive::{Place, find};
 pub use tally::Tally;

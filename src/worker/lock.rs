@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::sync::OnceLock;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -81,18 +80,10 @@ pub fn is_held(dir: &Path) -> bool {
     matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
 }
 
-/// Which boot this is; empty where the system doesn't say.
-pub fn boot_id() -> &'static str {
-    static ID: OnceLock<String> = OnceLock::new();
-    ID.get_or_init(|| {
-        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        id.map(|id| id.trim().to_owned()).unwrap_or_default()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proc::boot_id;
 
     #[test]
     fn a_lock_is_held_until_its_last_copy_is_closed_and_says_who_had_it() {

@@ -1,14 +1,12 @@
 //! Rules, routes, records and readings for tests, plain until a test says otherwise.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use ulid::Ulid;
 
-use crate::config::{self, Backend, Idle, Mode, Policy, Ready, Route, RouteKind, Sim, Visible};
+use crate::config::{self, Backend, Idle, Policy, Route, RouteKind, Sim, Visible};
 use crate::devices::{DeviceId, DeviceKind, Health, Reading};
 use crate::inbox::{Candidate, CandidateKey};
 use crate::item::{Attempt, ItemKind, ItemName, JobId, JobRecord, Signature};
@@ -43,30 +41,7 @@ pub(crate) fn rules() -> config::Devices {
 }
 
 pub(crate) fn route(name: &str) -> Route {
-    Route {
-        name: name.to_owned(),
-        folder: String::new(),
-        patterns: Vec::new(),
-        kind: RouteKind::Any,
-        command: vec!["true".to_owned()],
-        mode: Mode::Oneshot,
-        env: BTreeMap::new(),
-        cwd: None,
-        dir: PathBuf::from("/"),
-        gpus: 1,
-        gpu_memory: None,
-        cpu_fallback: true,
-        visible: None,
-        priority: 0,
-        max_running: None,
-        timeout: None,
-        kill_grace: Duration::from_secs(10),
-        retries: 2,
-        backoff: Duration::from_secs(5),
-        outputs: Vec::new(),
-        ready: Ready::default(),
-        publish: None,
-    }
+    Route { kind: RouteKind::Any, ..Route::new(name, vec!["true".to_owned()], "/") }
 }
 
 pub(crate) fn job_id(n: u64) -> JobId {
