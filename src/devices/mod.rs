@@ -125,7 +125,7 @@ pub struct Reading {
 }
 
 /// A device of which nothing is known yet.
-fn blank(id: DeviceId, kind: DeviceKind, now: Moment) -> Reading {
+pub(crate) fn blank(id: DeviceId, kind: DeviceKind, now: Moment) -> Reading {
     Reading {
         id,
         index: None,

@@ -47,7 +47,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// DESIGN's exit codes: 4 another director, 5 the root is unavailable.
+    /// As the README lists them: 4 another director, 5 the root is unavailable.
     pub fn exit_code(&self) -> u8 {
         match self {
             RunError::Root(error) => error.exit_code(),
