@@ -8,7 +8,7 @@ use crate::units::Moment;
 /// say. That is one per core this process may use (its affinity and its cgroup's quota counted).
 pub fn resolved(rules: &config::Devices) -> config::Devices {
     let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    config::Devices { cpu_slots: Some(rules.cpu_slots.unwrap_or_else(cores)), ..rules.clone() }
+    config::Devices { cpu_slots: Some(rules.cpu_slots.unwrap_or_else(cores).max(1)), ..rules.clone() }
 }
 
 /// The pool as a device.

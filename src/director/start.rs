@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crossbeam_channel::{bounded, unbounded};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{Director, Summary};
 use crate::api;
@@ -188,9 +188,10 @@ impl Director {
     fn end(mut self, server: api::Server) -> Summary {
         self.state.now = self.clock.now();
         self.publish();
-        let _ = self.spool.tasks.send(spool::Task::Stop);
-        if self.spool.thread.join().is_err() {
-            error!("the spool's thread panicked; the next start finishes what it had begun");
+        self.spool.stop();
+        // What it answered last: endings that recovery found, above all.
+        while let Ok(answer) = self.spool.answers.try_recv() {
+            self.on_spool(answer);
         }
         drop(server);
         self.ledger.stop();

@@ -386,3 +386,21 @@ fn a_cordon_for_failures_ends_by_itself_later_each_time() {
     device.cordon = Some(Cordon { by: CordonBy::Hand, since: seconds(now), reason: "x".to_owned() });
     assert!(look(&mut state, seconds(now + 1e7)), "what a person did is undone by a person");
 }
+
+#[test]
+fn what_is_left_of_a_backoff_is_kept_over_a_restart() {
+    let check = |history: &str, passed: u64, left: u64| {
+        let route = Route { backoff: Duration::from_secs(4), ..route("r") };
+        let mut record = record(1, Arc::new(route));
+        past(&mut record, history);
+        let now = arrival(1) + Duration::from_secs(passed);
+        assert_eq!(rest(&record, now), Duration::from_secs(left), "{history} after {passed} s");
+    };
+    check("", 0, 0);
+    check("exit", 0, 4);
+    check("exit", 3, 1);
+    check("exit", 9, 0);
+    check("exit exit", 1, 7);
+    check("(exit) (exit) (exit)", 0, 16);
+    check("exit (orphaned)", 0, 0);
+}

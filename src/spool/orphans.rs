@@ -32,11 +32,15 @@ pub(super) struct Suspect {
 const AFTER_KILL: Duration = Duration::from_secs(10);
 /// What is forked while we look is found by the next look.
 const LOOKS: usize = 5;
+/// A lock whose holder can't be seen: a process that dies, or one that was just forked and has no environment of its own
+/// yet. It shows itself, or lets go, within moments.
+const UNSEEN: Duration = Duration::from_millis(20);
 
 /// Ends everything that lives; answers with the jobs of which something still does.
 pub(super) fn end_all(ground: &Ground, clock: Clock, suspects: &[Suspect]) -> BTreeSet<JobId> {
     let mut alive = BTreeSet::new();
-    for _ in 0..LOOKS {
+    let (mut looks, patience) = (0, clock.now() + AFTER_KILL);
+    loop {
         let locks: BTreeMap<JobId, Lock> =
             suspects.iter().filter_map(|suspect| Some((suspect.id, Lock::look(ground, &suspect.dir)?))).collect();
         let processes = sweep(locks.values().any(|lock| lock.held));
@@ -56,11 +60,30 @@ pub(super) fn end_all(ground: &Ground, clock: Clock, suspects: &[Suspect]) -> BT
             }
         }
         if victims.is_empty() {
+            if alive.is_empty() || clock.now() >= patience {
+                break;
+            }
+            wait(&mut [], UNSEEN);
+            continue;
+        }
+        looks += 1;
+        if looks > LOOKS {
             break;
         }
         end(&victims, clock);
     }
     alive
+}
+
+/// Waits for any of these to end; an error says that none can be waited for.
+fn wait(for_any: &mut [PollFd<'_>], at_most: Duration) -> bool {
+    match poll(for_any, Timespec::try_from(at_most).ok().as_ref()) {
+        Ok(_) | Err(Errno::INTR) => true,
+        Err(error) => {
+            tracing::error!(%error, "cannot wait for the processes of an earlier director");
+            false
+        }
+    }
 }
 
 struct Lock {
@@ -165,12 +188,8 @@ fn end(victims: &[(i32, u64, Duration)], clock: Clock) {
             pidfd_send_signal(&*fd, Signal::KILL).is_ok()
         });
         let Some(next) = living.iter().map(|(_, until, _)| *until).min() else { return };
-        let wait = Timespec::try_from(next.since(now) + Duration::from_millis(1)).ok();
         let mut polled: Vec<PollFd<'_>> = living.iter().map(|(fd, ..)| PollFd::new(fd, PollFlags::IN)).collect();
-        if let Err(error) = poll(&mut polled, wait.as_ref())
-            && error != Errno::INTR
-        {
-            tracing::error!(%error, "cannot wait for the processes of an earlier director");
+        if !wait(&mut polled, next.since(now) + Duration::from_millis(1)) {
             return;
         }
         let ended: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
