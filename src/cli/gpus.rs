@@ -12,7 +12,7 @@ use super::{Global, output};
 use crate::api::client::{Client, ClientError};
 use crate::api::view::DeviceView;
 use crate::config::Config;
-use crate::devices::{HostMode, Snapshot, prober, resolved};
+use crate::devices::{HostMode, Snapshot, prober};
 use crate::state::State;
 use crate::units::Clock;
 
@@ -55,8 +55,7 @@ pub(super) struct Probed {
 /// Looks once, as a director that starts would.
 pub(super) fn probe(config: &Config) -> Result<Probed, Trouble> {
     let clock = Clock::start();
-    let rules = resolved(&config.devices);
-    let prober = prober::start(Arc::new(rules.clone()), clock);
+    let prober = prober::start(Arc::new(config.devices.clone()), clock);
     let snapshot = prober.snapshots.recv_timeout(PATIENCE).map_err(|_| {
         let message = format!("the GPU driver doesn't answer within {} s", PATIENCE.as_secs());
         Trouble::new(
@@ -66,7 +65,7 @@ pub(super) fn probe(config: &Config) -> Result<Probed, Trouble> {
             "see whether `nvidia-smi` answers; look at `dmesg` for Xid lines",
         )
     })?;
-    let mut state = State::new(rules);
+    let mut state = State::new(config.devices.clone());
     state.now = clock.now();
     state.observe(&snapshot);
     let devices = snapshot.devices.iter().map(|reading| DeviceView::new(&state, reading, &snapshot)).collect();

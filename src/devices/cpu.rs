@@ -4,11 +4,15 @@ use super::{DeviceId, DeviceKind, Reading, blank};
 use crate::config;
 use crate::units::Moment;
 
-/// The rules with what depends on the host filled in: how many workers run on the CPU, where the configuration doesn't
-/// say. That is one per core this process may use (its affinity and its cgroup's quota counted).
+/// How many workers run on the CPU: what the configuration says, or one per core this process may use (its affinity
+/// and its cgroup's quota counted).
+pub fn slots(rules: &config::Devices) -> u32 {
+    rules.cpu_slots.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)).max(1)
+}
+
+/// The rules with what depends on the host filled in.
 pub fn resolved(rules: &config::Devices) -> config::Devices {
-    let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    config::Devices { cpu_slots: Some(rules.cpu_slots.unwrap_or_else(cores).max(1)), ..rules.clone() }
+    config::Devices { cpu_slots: Some(slots(rules)), ..rules.clone() }
 }
 
 /// The pool as a device.

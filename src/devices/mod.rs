@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::item::JobId;
 use crate::units::{Bytes, Moment};
 
-pub use cpu::resolved;
+pub use cpu::{resolved, slots as cpu_slots};
 pub use history::History;
 pub use locks::Locks;
 pub use pin::{Cores, Pin, pin};

@@ -1,6 +1,5 @@
 use super::*;
 use crate::config::{Backend, Idle, Sim};
-use crate::units::Bytes;
 
 /// Only a failing test waits this long.
 const LONG: Duration = Duration::from_secs(20);
