@@ -241,8 +241,8 @@ impl Director {
         let busy = stages.running > 0 || stages.committing > 0;
         match self.state.phase {
             Phase::Draining => !busy && !self.state.is_claiming(),
-            // A result that can't be written (full disk) isn't waited for: the next start runs the item again.
-            Phase::Stopping => stages.running == 0 && (stages.committing == 0 || self.spool_is_stuck()),
+            // What can't be written (full disk), a result or a planned attempt, isn't waited for: the next start goes on.
+            Phase::Stopping => self.running.is_empty() && (!busy || self.spool_is_stuck()),
             Phase::Paused | Phase::Running => {
                 let empty = stages.claimed == 0 && stages.retrying == 0 && self.retries.is_empty();
                 self.once && !busy && empty && self.counts.drained && self.state.offers().next().is_none()
@@ -251,9 +251,7 @@ impl Director {
     }
 
     fn spool_is_stuck(&self) -> bool {
-        [What::Spool, What::Space]
-            .iter()
-            .any(|what| self.health.get(what).is_some_and(|it| it.state == Condition::Failed))
+        [What::Spool, What::Space].iter().any(|what| self.health.get(what).is_some_and(|it| it.state != Condition::Ok))
     }
 
     fn on_signal(&mut self) {
