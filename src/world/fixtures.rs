@@ -144,6 +144,7 @@ pub(crate) fn reading(kind: DeviceKind, index: u32, now: Moment) -> Reading {
         temperature: None,
         power_w: None,
         energy_millijoules: None,
+        energy_at: now,
         failures: 0,
         failure: None,
         excluded: None,
