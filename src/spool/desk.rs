@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::claim::{Claim, Undo, no_room};
+use super::cordons;
 use super::finish::{Finish, Step};
 use super::ground::Ground;
 use super::publish::{self, Published};
@@ -292,6 +293,10 @@ impl Desk {
                     Ok(revived) => ops.push(Op::Revived(Box::new(revived))),
                     Err(words) => self.answer(Answer::Revived { id, outcome: Err(words) }),
                 },
+                Task::Cordons { devices } => {
+                    let outcome = cordons::write(self.ground.root.dir(), &devices).map_err(|error| error.to_string());
+                    self.answer(Answer::Cordons(outcome));
+                }
                 // Taken in at the door.
                 Task::Keep { .. } | Task::Stop => {}
             }
