@@ -1,7 +1,7 @@
 //! A job's `lock` file. The worker's process inherits the `flock` on it and holds it alone: "free" means that nothing
 //! which kept its descriptors lives. What it says (attempt, process, boot) finds those that closed theirs.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
