@@ -471,6 +471,12 @@ impl Desk {
         let moved = self.shelves.file(&self.ground, outcome, &day, finish.dir.as_str());
         let dir = match moved.and_then(|dir| self.ground.faults.at("finish.moved").map(|()| dir)) {
             Ok(dir) => dir,
+            // It has its outcome; there is nothing left to move.
+            Err(Errno::NOENT) if !shelves::is_at(self.ground.claimed(), finish.dir.as_str()) => {
+                tracing::error!(job = finish.dir.as_str(), "an ended job's directory is gone from claimed/");
+                let shelf = self.ground.root.path().join(Shelf::of(outcome).name());
+                shelf.join(&day).join(finish.dir.as_str())
+            }
             Err(error) => {
                 if error == Errno::EXIST {
                     tracing::error!(
@@ -559,17 +565,20 @@ impl Desk {
 
     /// The last round. What the disk still refuses stays in `claimed/`, for the next start.
     fn end(mut self) {
-        if let Some((orders, thread)) = self.publisher.take() {
-            drop(orders);
-            let _ = thread.join();
-            while let Ok(word) = self.published.1.try_recv() {
-                self.published(word);
+        // Twice: what is tried once more may have to be published, and what was published is then filed.
+        for _ in 0..2 {
+            if !self.stalled.is_empty() {
+                self.retry_at = self.clock.now();
+                self.turn();
+                self.turn();
             }
-        }
-        if !self.stalled.is_empty() {
-            self.retry_at = self.clock.now();
-            self.turn();
-            self.turn();
+            if let Some((orders, thread)) = self.publisher.take() {
+                drop(orders);
+                let _ = thread.join();
+                while let Ok(word) = self.published.1.try_recv() {
+                    self.published(word);
+                }
+            }
         }
         if self.shelves.has_unsynced() {
             let how = self.syncer.how(1, 0);
