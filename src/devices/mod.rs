@@ -116,6 +116,8 @@ pub struct Reading {
     pub power_w: Option<f64>,
     /// Since the driver was loaded, the whole board.
     pub energy_millijoules: Option<u64>,
+    /// When the energy was read.
+    pub energy_at: Moment,
     /// Queries in a row that failed: one keeps the old view, three make the device unknown.
     pub failures: u32,
     /// What the last failed query said.
@@ -145,6 +147,7 @@ pub(crate) fn blank(id: DeviceId, kind: DeviceKind, now: Moment) -> Reading {
         temperature: None,
         power_w: None,
         energy_millijoules: None,
+        energy_at: now,
         failures: 0,
         failure: None,
         excluded: None,

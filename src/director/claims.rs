@@ -85,6 +85,7 @@ impl Director {
             spool::Answer::Saved { id } => debug!(job = %id, "saved"),
             spool::Answer::Revived { id, outcome } => self.on_revived(id, outcome),
             spool::Answer::Counted => {}
+            spool::Answer::Cordons(outcome) => self.on_cordons(outcome),
             spool::Answer::Health(check) => self.on_spool_health(check),
         }
     }

@@ -1,6 +1,6 @@
 //! Building a director: the root, the threads, recovery; and taking it down again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crossbeam_channel::{bounded, unbounded};
@@ -145,6 +145,10 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         number: 0,
         watchdog,
         watchdog_at: Moment::default(),
+        heard_at: clock.now(),
+        prober_hangs: false,
+        unjudged: Vec::new(),
+        cordoning: VecDeque::new(),
         events,
         inspections,
         board,
@@ -160,6 +164,10 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         config,
     };
     director.state.now = clock.now();
+    for device in spool::cordons::read(&root.state())? {
+        warn!(%device, "still cordoned by hand");
+        director.cordon_by_hand(&device);
+    }
     director.on_snapshot(first);
     info!(
         root = %crate::item::escape(root.path().as_os_str().as_encoded_bytes()),

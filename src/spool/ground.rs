@@ -33,9 +33,32 @@ impl Ground {
         self.claimed.as_fd()
     }
 
+    /// A job's directory, for writing into.
+    pub(super) fn open_claimed(&self, dir: &str) -> Result<OwnedFd, Errno> {
+        let opened = match record::open_dir(&self.claimed, dir) {
+            Err(Errno::ACCESS) => None,
+            other => Some(other?),
+        };
+        if let Some(job) = opened
+            && Mode::from_raw_mode(rustix::fs::fstat(&job)?.st_mode).contains(Mode::RWXU)
+        {
+            return Ok(job);
+        }
+        record::regain(self.claimed(), dir)?;
+        record::open_dir(&self.claimed, dir)
+    }
+
     /// A job's directory, made again when someone took it away: its outcome needs a place.
     pub(super) fn open_job(&self, job: &JobRecord, dir: &str) -> Result<OwnedFd, Errno> {
-        match record::open_dir(&self.claimed, dir) {
+        let opened = match self.open_claimed(dir) {
+            // Something else stands there now. Names with a dot are never taken for jobs.
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                record::set_aside(self.claimed(), dir, &format!(".worker.{dir}"))?;
+                Err(Errno::NOENT)
+            }
+            other => other,
+        };
+        match opened {
             Err(Errno::NOENT) => {
                 tracing::error!(
                     job = dir,

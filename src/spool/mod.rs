@@ -2,6 +2,7 @@
 //! together, and pays for one round of syncs. A kill at any point loses and repeats nothing.
 
 mod claim;
+pub mod cordons;
 mod desk;
 mod fault_points;
 mod finish;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::io::Errno;
 
+use crate::devices::DeviceId;
 use crate::health::Check;
 use crate::inbox::Candidate;
 use crate::item::{Ending, JobDir, JobId, JobRecord, ResultRecord};
@@ -54,6 +56,8 @@ pub enum Task {
     Revive { id: JobId },
     /// How long ended jobs are kept; none: forever. Not answered.
     Keep { done: Option<Duration>, failed: Option<Duration> },
+    /// Write down which devices a hand took out, for the next start.
+    Cordons { devices: Vec<DeviceId> },
     /// End the thread once everything before it is done.
     Stop,
 }
@@ -91,6 +95,8 @@ pub enum Answer {
         id: JobId,
         outcome: Result<Box<ClaimedJob>, String>,
     },
+    /// The cordons are on disk, or why not; it isn't tried again.
+    Cordons(Result<(), String>),
     /// The tally is complete, or was corrected after others changed `done/` or `failed/`.
     Counted,
     /// The state of `Spool` or `Space`. Failed: the disk refuses (full, I/O error, read-only), so claims are to pause until

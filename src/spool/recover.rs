@@ -132,7 +132,7 @@ enum Meaning {
 }
 
 fn take_up(ground: &Ground, id: JobId, dir: &JobDir, recovered: &mut Recovered) -> Result<(), Errno> {
-    let opened = record::open_dir(ground.claimed(), dir.as_str())?;
+    let opened = ground.open_claimed(dir.as_str())?;
     let job = opened.as_fd();
     match meaning(ground, job, id, dir)? {
         Meaning::Intent => {

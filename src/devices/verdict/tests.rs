@@ -57,6 +57,7 @@ fn idle(seconds: f64) -> Reading {
         temperature: None,
         power_w: None,
         energy_millijoules: None,
+        energy_at: at(seconds),
         failures: 0,
         failure: None,
         excluded: None,
