@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each comparison uses its own part")]
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -151,7 +152,12 @@ impl Root {
     }
 
     pub(crate) fn start(&self) -> Director {
-        Director::start(self)
+        self.start_with(&[])
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn start_with(&self, env: &[(&str, OsString)]) -> Director {
+        Director::start(self, env)
     }
 }
 
@@ -186,7 +192,7 @@ pub(crate) struct Director {
 }
 
 impl Director {
-    fn start(root: &Root) -> Director {
+    fn start(root: &Root, env: &[(&str, OsString)]) -> Director {
         let sockets = tempfile::tempdir().expect("a folder");
         let path = sockets.path().join("notify");
         let notify = UnixDatagram::bind(&path).expect("a socket");
@@ -198,6 +204,7 @@ impl Director {
             .arg(&root.dir)
             .arg("--config")
             .arg(&root.config_file)
+            .envs(env.iter().cloned())
             .env("NOTIFY_SOCKET", &path)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("shared"))
