@@ -564,7 +564,7 @@ impl State {
     /// How many slots a device has.
     pub fn slots(&self, reading: &Reading) -> u32 {
         match reading.kind {
-            devices::DeviceKind::Cpu => self.rules.cpu_slots.unwrap_or(1),
+            devices::DeviceKind::Cpu => devices::cpu_slots(&self.rules),
             _ => self.rules.slots,
         }
     }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::item::JobId;
 use crate::units::{Bytes, Moment};
 
-pub use cpu::slots as cpu_slots;
+pub use cpu::{resolved, slots as cpu_slots};
 pub use history::History;
 pub use locks::Locks;
 pub use pin::{Cores, Pin, pin};
@@ -127,7 +127,7 @@ pub struct Reading {
 }
 
 /// A device of which nothing is known yet.
-fn blank(id: DeviceId, kind: DeviceKind, now: Moment) -> Reading {
+pub(crate) fn blank(id: DeviceId, kind: DeviceKind, now: Moment) -> Reading {
     Reading {
         id,
         index: None,

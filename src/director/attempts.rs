@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Director, Running};
 use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, ProcessKind, Reading, pin, prober};
@@ -94,17 +94,13 @@ impl Director {
         let record = job.record.clone();
         let launch = self.prepare_launch(&record, n, &on);
         self.step(id, Step::Launch);
-        let launch = match launch {
-            Ok(launch) => launch,
-            Err(report) => return self.on_ended(*report),
-        };
         let energy = self.energy(&on);
         let handle = worker::start(launch, self.events.clone(), self.clock);
         self.running.insert(id, Running { handle, energy, peak_memory: None, started: self.state.now });
     }
 
-    /// Everything the worker needs; a report in its stead when the route can't be filled in.
-    fn prepare_launch(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> Result<worker::Launch, Box<Report>> {
+    /// Everything the worker needs.
+    fn prepare_launch(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> worker::Launch {
         let route = &record.route;
         let dir = self.root.claimed().join(record.dir().as_str());
         let readings: Vec<&Reading> =
@@ -126,15 +122,9 @@ impl Director {
             },
             pinning: pinned.env.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         };
-        let worker::Expanded { argv, env, cwd } = match worker::expand(route, &facts, std::env::vars_os()) {
-            Ok(expanded) => expanded,
-            Err(wrong) => {
-                error!(job = %record.dir(), %wrong, "the route it was claimed with can't be filled in");
-                return Err(Box::new(not_started(record.id, n, wrong.to_string())));
-            }
-        };
+        let worker::Expanded { argv, env, cwd } = worker::expand(route, &facts, std::env::vars_os());
         let cpus = if self.config.devices.affinity { self.cores.near(&readings) } else { Vec::new() };
-        Ok(worker::Launch {
+        worker::Launch {
             job: record.id,
             attempt: n,
             argv,
@@ -149,7 +139,7 @@ impl Director {
             kill_grace: route.kill_grace,
             outputs: route.outputs.clone(),
             max_log: self.config.history.max_log,
-        })
+        }
     }
 
     /// Asks a running attempt to end; its report says how it did.
@@ -363,22 +353,6 @@ impl Director {
                 running.peak_memory = running.peak_memory.max(Some(used.0));
             }
         }
-    }
-}
-
-/// The report of an attempt whose process was never tried.
-fn not_started(job: JobId, attempt: u32, error: String) -> Report {
-    Report {
-        job,
-        attempt,
-        pid: None,
-        started_at: None,
-        ended_at: jiff::Timestamp::now(),
-        ran: std::time::Duration::ZERO,
-        end: End::NotStarted { error, host: false },
-        said: None,
-        missing_outputs: Vec::new(),
-        out_of_memory: false,
     }
 }
 

@@ -20,7 +20,7 @@ use crate::config::{self, Config};
 use crate::devices::locks::Locks;
 use crate::devices::pin::Cores;
 use crate::devices::prober::{self, Prober};
-use crate::devices::{CordonBy, DeviceId, HostMode, Snapshot};
+use crate::devices::{self, CordonBy, DeviceId, HostMode, Snapshot};
 use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Scanner};
 use crate::item::{JobId, Step, StopWhy};
@@ -256,8 +256,8 @@ impl Director {
         let busy = stages.running > 0 || stages.committing > 0;
         match self.state.phase {
             Phase::Draining => !busy && !self.state.is_claiming(),
-            // A result that can't be written (full disk) isn't waited for: the next start runs the item again.
-            Phase::Stopping => stages.running == 0 && (stages.committing == 0 || self.spool_is_stuck()),
+            // What can't be written (full disk), a result or a planned attempt, isn't waited for: the next start goes on.
+            Phase::Stopping => self.running.is_empty() && (!busy || self.spool_is_stuck()),
             Phase::Paused | Phase::Running => {
                 let empty = stages.claimed == 0 && stages.retrying == 0 && self.retries.is_empty();
                 self.once && !busy && empty && self.counts.drained && self.state.offers().next().is_none()
@@ -266,9 +266,7 @@ impl Director {
     }
 
     fn spool_is_stuck(&self) -> bool {
-        [What::Spool, What::Space]
-            .iter()
-            .any(|what| self.health.get(what).is_some_and(|it| it.state == Condition::Failed))
+        [What::Spool, What::Space].iter().any(|what| self.health.get(what).is_some_and(|it| it.state != Condition::Ok))
     }
 
     fn on_signal(&mut self) {
@@ -364,7 +362,7 @@ impl Director {
             != (self.config.history.keep_done, self.config.history.keep_failed);
         info!(routes = new.routes.len(), "the changed configuration is in force");
         self.config = new;
-        self.state.rules = start::resolved(&self.config.devices);
+        self.state.rules = devices::resolved(&self.config.devices);
         if kept {
             self.keep_history();
         }

@@ -57,7 +57,8 @@ impl Director {
             Command::Cancel { jobs, inbox } => self.cancel(&jobs, inbox),
             Command::Retry { jobs } => return self.retry(jobs, reply),
         };
-        // A client that went away needs no answer.
+        // Whoever reads after the answer sees what was asked for; a client that went away needs none.
+        self.publish();
         let _ = reply.send(answer);
     }
 
@@ -254,6 +255,10 @@ impl Director {
     }
 
     fn answer_retries(&mut self) {
+        if self.retries.iter().all(|pending| !pending.waiting.is_empty()) {
+            return;
+        }
+        self.publish();
         for pending in self.retries.extract_if(.., |pending| pending.waiting.is_empty()) {
             let _ = pending.reply.send(Ok(json!({ "retried": pending.revived, "refused": pending.refused })));
         }

@@ -53,6 +53,16 @@ enum Op {
 }
 
 impl Op {
+    /// The job it is about; none while a claim can still be undone.
+    fn job(&self) -> Option<JobId> {
+        match self {
+            Op::Claim(_) => None,
+            Op::Write(write) => Some(write.record.id),
+            Op::Finish(finish) => Some(finish.record.id),
+            Op::Revived(revived) => Some(revived.id()),
+        }
+    }
+
     /// Everything before the round.
     fn carry_out(&mut self, ground: &Ground, how: How) -> Result<(), Errno> {
         match self {
@@ -267,9 +277,18 @@ impl Desk {
                         Err(error) => self.answer(Answer::NotClaimed { id, candidate, why: no_folder(error) }),
                     }
                 }
-                Task::Prepare { record } => ops.push(Op::Write(Write::new(record, Why::Prepare))),
-                Task::Save { record } => ops.push(Op::Write(Write::new(record, Why::Save))),
-                Task::Finish { record, ending } => ops.push(Op::Finish(Box::new(Finish::new(record, ending)))),
+                Task::Prepare { record } => {
+                    self.forget_older(record.id);
+                    ops.push(Op::Write(Write::new(record, Why::Prepare)));
+                }
+                Task::Save { record } => {
+                    self.forget_older(record.id);
+                    ops.push(Op::Write(Write::new(record, Why::Save)));
+                }
+                Task::Finish { record, ending } => {
+                    self.forget_older(record.id);
+                    ops.push(Op::Finish(Box::new(Finish::new(record, ending))));
+                }
                 Task::Revive { id } => match revive::revive(&self.ground, id) {
                     Ok(revived) => ops.push(Op::Revived(Box::new(revived))),
                     Err(words) => self.answer(Answer::Revived { id, outcome: Err(words) }),
@@ -284,6 +303,16 @@ impl Desk {
         }
         self.queue = later;
         (claims, ops)
+    }
+
+    /// A record that the disk refused is older than what comes now: written later, it would undo that, or bring a
+    /// job that has ended back into `claimed/`.
+    fn forget_older(&mut self, id: JobId) {
+        let is_older = |op: &Op| matches!(op, Op::Write(write) if write.why == Why::Save && write.record.id == id);
+        while let Some(at) = self.stalled.iter().position(is_older) {
+            self.stalled.swap_remove(at);
+            self.answer(Answer::Saved { id });
+        }
     }
 
     fn move_in(&mut self, claims: Vec<Claim>) -> Vec<Op> {
@@ -302,7 +331,7 @@ impl Desk {
     fn undo(&mut self, claim: Box<Claim>, why: NotClaimed) -> Option<Op> {
         let id = claim.id;
         if let NotClaimed::NoRoom(words) = &why {
-            self.say_unwell(words.clone());
+            self.say_unwell(Check::failed(What::Spool, words.clone()));
         }
         match claim.undo(&self.ground, why) {
             Undo::Kept(kept) => Some(Op::Claim(kept)),
@@ -463,7 +492,7 @@ impl Desk {
 
     /// Keeps what the disk refused, tells people, and sets the time of the next try.
     fn refuse(&mut self, refused: Vec<(Op, Errno)>) {
-        let Some((_, error)) = refused.last() else { return };
+        let Some((last, error)) = refused.last() else { return };
         let error = *error;
         let mut freed = false;
         if matches!(error, Errno::NOSPC | Errno::DQUOT) {
@@ -471,8 +500,18 @@ impl Desk {
             freed = gave_up;
             check.into_iter().for_each(|check| self.answer(Answer::Health(check)));
             self.recheck_at = Some(self.clock.now() + RECHECK);
+        } else if matches!(error, Errno::IO | Errno::ROFS) || self.space.try_writing().is_err() {
+            self.say_unwell(Check::failed(
+                What::Spool,
+                format!("writing under the root fails ({error}); what has ended is kept and tried again"),
+            ));
         } else {
-            self.say_unwell(format!("writing under the root fails ({error}); what has ended is kept and tried again"));
+            // Something is wrong in one place only; the others' work goes on.
+            let job = last.job().map_or_else(String::new, |job| format!(" of job {job}"));
+            self.say_unwell(Check::degraded(
+                What::Spool,
+                format!("the outcome{job} can't be written or moved ({error}); it is kept and tried again"),
+            ));
         }
         for (op, error) in refused {
             match op {
@@ -492,8 +531,7 @@ impl Desk {
         self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);
     }
 
-    fn say_unwell(&mut self, words: String) {
-        let check = Check::failed(What::Spool, words);
+    fn say_unwell(&mut self, check: Check) {
         if self.trouble.as_ref() != Some(&check) {
             tracing::error!("{}", check.message);
             if self.trouble.is_none() {

@@ -36,8 +36,6 @@ use crate::root::Root;
 use crate::units::Clock;
 
 pub use fault_points::{FAULT_POINTS, Faults};
-pub use ground::boot_id;
-pub use record::LockNote;
 pub use recover::{no_route, recover};
 pub use revive::{Place, find};
 pub use tally::Tally;
@@ -153,7 +151,17 @@ pub struct Spool {
     /// One answer a task, and health when it changes.
     pub answers: Receiver<Answer>,
     pub tally: Arc<Tally>,
-    pub thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Spool {
+    /// Ends the thread once everything asked before is done; its last answers can be read afterwards.
+    pub fn stop(&mut self) {
+        let _ = self.tasks.send(Task::Stop);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the spool's thread panicked; the next start finishes what it had begun");
+        }
+    }
 }
 
 /// Starts the thread. `recover` comes first.
@@ -171,7 +179,7 @@ fn start_with(root: Arc<Root>, clock: Clock, backlog: Backlog, faults: Faults) -
     let run = move || desk.run(inbox);
     let thread = std::thread::Builder::new().name("gamdok-spool".to_owned()).spawn(run);
     let thread = thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
-    Ok(Spool { tasks, answers, tally, thread })
+    Ok(Spool { tasks, answers, tally, thread: Some(thread) })
 }
 
 #[cfg(test)]
