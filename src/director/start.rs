@@ -1,10 +1,10 @@
 //! Building a director: the root, the threads, recovery; and taking it down again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crossbeam_channel::{bounded, unbounded};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{Director, Summary};
 use crate::api;
@@ -13,7 +13,7 @@ use crate::config::{self, Config};
 use crate::devices::locks::Locks;
 use crate::devices::pin::Cores;
 use crate::devices::prober::{self, Prober};
-use crate::devices::{HostMode, Snapshot};
+use crate::devices::{HostMode, Snapshot, resolved};
 use crate::health::{Check, What};
 use crate::inbox;
 use crate::ledger;
@@ -47,7 +47,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// DESIGN's exit codes: 4 another director, 5 the root is unavailable.
+    /// As the README lists them: 4 another director, 5 the root is unavailable.
     pub fn exit_code(&self) -> u8 {
         match self {
             RunError::Root(error) => error.exit_code(),
@@ -145,6 +145,10 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         number: 0,
         watchdog,
         watchdog_at: Moment::default(),
+        heard_at: clock.now(),
+        prober_hangs: false,
+        unjudged: Vec::new(),
+        cordoning: VecDeque::new(),
         events,
         inspections,
         board,
@@ -160,6 +164,10 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         config,
     };
     director.state.now = clock.now();
+    for device in spool::cordons::read(&root.state())? {
+        warn!(%device, "still cordoned by hand");
+        director.cordon_by_hand(&device);
+    }
     director.on_snapshot(first);
     info!(
         root = %crate::item::escape(root.path().as_os_str().as_encoded_bytes()),
@@ -188,21 +196,16 @@ impl Director {
     fn end(mut self, server: api::Server) -> Summary {
         self.state.now = self.clock.now();
         self.publish();
-        let _ = self.spool.tasks.send(spool::Task::Stop);
-        if self.spool.thread.join().is_err() {
-            error!("the spool's thread panicked; the next start finishes what it had begun");
+        self.spool.stop();
+        // What it answered last: endings that recovery found, above all.
+        while let Ok(answer) = self.spool.answers.try_recv() {
+            self.on_spool(answer);
         }
         drop(server);
         self.ledger.stop();
         info!(done = self.summary.done, failed = self.summary.failed, cancelled = self.summary.cancelled, "ended");
         self.summary
     }
-}
-
-/// The device rules with what depends on the host filled in.
-pub(super) fn resolved(devices: &config::Devices) -> config::Devices {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    config::Devices { cpu_slots: Some(devices.cpu_slots.unwrap_or(cores)), ..devices.clone() }
 }
 
 fn no_devices() -> Snapshot {
