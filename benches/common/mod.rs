@@ -281,7 +281,12 @@ impl Clockings {
     /// When the next worker began and ended.
     pub(crate) fn next(&self) -> io::Result<(u64, u64)> {
         let mut moments = [0; 16];
-        self.socket.recv(&mut moments)?;
+        // A child's end interrupts whichever thread the signal meets.
+        while let Err(error) = self.socket.recv(&mut moments) {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
         let (began, ended) = moments.split_at(8);
         let read = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or(0);
         Ok((read(began), read(ended)))
