@@ -57,7 +57,10 @@ fn whatever_a_worker_does_to_its_directory_its_item_ends_and_the_others_go_on() 
         world.drop_file(format!("{name}.item"), name.as_bytes());
     }
     let service = world.start();
-    world.wait();
+    world.until("all have ended", |status| {
+        let ended = ["done", "failed"].map(|state| status["counts"][state].as_u64().unwrap_or(0));
+        ended.iter().sum::<u64>() == MISDEEDS.len() as u64
+    });
     for (name, _, _, expected) in MISDEEDS {
         let (dir, result) = world.result(&format!("{name}.item"));
         let words = [&result["outcome"], &result["reason"]].map(|it| it.as_str().unwrap_or_default().to_owned());

@@ -36,6 +36,10 @@ const CLAIMS: usize = 64;
 /// The first wait after the disk refused; doubles.
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_AT_MOST: Duration = Duration::from_secs(5);
+/// A round costs about the same for one thing as for a hundred. After a group of so many things the next one gathers
+/// for a while first; a smaller group means that someone may be waiting for each of them.
+const CROWD: usize = 8;
+const GATHER: Duration = Duration::from_millis(5);
 /// A move that nothing else follows becomes durable after this.
 const TRAILING: Duration = Duration::from_millis(20);
 /// How often low space is looked at until there is enough.
@@ -113,6 +117,8 @@ pub(super) struct Desk {
     /// What is wrong with writing, as it was last said.
     trouble: Option<Check>,
     trailing_at: Option<Moment>,
+    /// When the group that gathers is taken in.
+    gather_until: Moment,
     recheck_at: Option<Moment>,
     housekeeping_at: Moment,
     pruning: bool,
@@ -146,6 +152,7 @@ impl Desk {
             backoff: BACKOFF,
             trouble: None,
             trailing_at: None,
+            gather_until: Moment::default(),
             recheck_at: None,
             housekeeping_at: Moment::default(),
             pruning: false,
@@ -177,6 +184,13 @@ impl Desk {
 
     /// Waits for what comes first. False: everything is done that can be done, and the end was asked for.
     fn next(&mut self, tasks: &Receiver<Task>) -> bool {
+        let gathering = self.gather_until.since(self.clock.now());
+        if gathering > Duration::ZERO && !self.stopping {
+            // Not a wait for tasks: each would wake this thread.
+            if let Ok(word) = self.published.1.recv_timeout(gathering) {
+                self.published(word);
+            }
+        }
         if self.queue.is_empty() && self.named.is_empty() && !self.stopping {
             let wait = self.wait_for().saturating_sub(self.clock.now().0);
             if wait > Duration::ZERO {
@@ -244,7 +258,11 @@ impl Desk {
         ops.extend(tasks);
         ops.retain_mut_into(|op| op.carry_out(&self.ground, how), &mut refused);
         ops.extend(self.move_in(claims));
+        let crowded = ops.len() >= CROWD;
         self.round(&mut ops, how, &mut refused);
+        if crowded {
+            self.gather_until = self.clock.now() + GATHER;
+        }
         let clean = refused.is_empty();
         for op in ops {
             self.settle(op, &mut refused);
@@ -471,6 +489,12 @@ impl Desk {
         let moved = self.shelves.file(&self.ground, outcome, &day, finish.dir.as_str());
         let dir = match moved.and_then(|dir| self.ground.faults.at("finish.moved").map(|()| dir)) {
             Ok(dir) => dir,
+            // It has its outcome; there is nothing left to move.
+            Err(Errno::NOENT) if !shelves::is_at(self.ground.claimed(), finish.dir.as_str()) => {
+                tracing::error!(job = finish.dir.as_str(), "an ended job's directory is gone from claimed/");
+                let shelf = self.ground.root.path().join(Shelf::of(outcome).name());
+                shelf.join(&day).join(finish.dir.as_str())
+            }
             Err(error) => {
                 if error == Errno::EXIST {
                     tracing::error!(
@@ -559,17 +583,20 @@ impl Desk {
 
     /// The last round. What the disk still refuses stays in `claimed/`, for the next start.
     fn end(mut self) {
-        if let Some((orders, thread)) = self.publisher.take() {
-            drop(orders);
-            let _ = thread.join();
-            while let Ok(word) = self.published.1.try_recv() {
-                self.published(word);
+        // Twice: what is tried once more may have to be published, and what was published is then filed.
+        for _ in 0..2 {
+            if !self.stalled.is_empty() {
+                self.retry_at = self.clock.now();
+                self.turn();
+                self.turn();
             }
-        }
-        if !self.stalled.is_empty() {
-            self.retry_at = self.clock.now();
-            self.turn();
-            self.turn();
+            if let Some((orders, thread)) = self.publisher.take() {
+                drop(orders);
+                let _ = thread.join();
+                while let Ok(word) = self.published.1.try_recv() {
+                    self.published(word);
+                }
+            }
         }
         if self.shelves.has_unsynced() {
             let how = self.syncer.how(1, 0);
