@@ -85,7 +85,7 @@ impl<'a> Attempt<'a> {
         let launch = self.launch;
         self.stopped_before()?;
         let item = launch.dir.join("item").join(&launch.item);
-        item_check::check(&item, launch.attempt, launch.signature.as_ref(), item_check::look)?;
+        item_check::check(&item, launch.attempt, launch.signature.as_ref())?;
         let io_end = |what: &str, error: &dyn std::fmt::Display| {
             End::Io(format!("{what} in `{}`: {error}", escape(launch.dir.as_os_str().as_encoded_bytes())))
         };

@@ -7,35 +7,28 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::End;
+use crate::inbox::signature;
 use crate::item::Signature;
 
-/// How an item looks now.
-pub(super) type Look = fn(&Path) -> io::Result<Signature>;
-
 /// Says what is wrong with the item at `path`, if anything.
-pub(super) fn check(
-    path: &Path,
-    attempt: u32,
-    claimed: Option<&Signature>,
-    look_at_directory: Look,
-) -> Result<(), End> {
+pub(super) fn check(path: &Path, attempt: u32, claimed: Option<&Signature>) -> Result<(), End> {
     let meta = match fs::symlink_metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(End::ItemMissing),
         Err(error) => return Err(unreadable(path, &error)),
     };
     let Some(claimed) = claimed.filter(|_| attempt == 1) else { return Ok(()) };
-    let now = if meta.is_dir() {
-        look_at_directory(path).map_err(|error| unreadable(path, &error))?
+    let same = if meta.is_dir() {
+        match signature::of_path(path) {
+            Ok(now) => is_same_tree(claimed, &now),
+            // Something in it went away while it was looked at.
+            Err(error) if error.is_gone() => false,
+            Err(error) => return Err(unreadable(path, &error)),
+        }
     } else {
-        of_metadata(&meta)
+        is_same_file(claimed, &of_metadata(&meta))
     };
-    if is_same(claimed, &now) { Ok(()) } else { Err(End::ItemChanged) }
-}
-
-/// A signature without a look inside: all there is to a file, and the outside of a directory.
-pub(super) fn look(path: &Path) -> io::Result<Signature> {
-    fs::symlink_metadata(path).map(|meta| of_metadata(&meta))
+    if same { Ok(()) } else { Err(End::ItemChanged) }
 }
 
 fn of_metadata(meta: &Metadata) -> Signature {
@@ -54,23 +47,22 @@ fn of_metadata(meta: &Metadata) -> Signature {
 }
 
 /// The claim's own rename changed the ctime, a sync may have changed the blocks, and the producer may have dropped its
-/// other link since. Where both looked into a directory, its inside is compared; some file systems change the times of a
-/// directory that gets a new parent.
-fn is_same(claimed: &Signature, now: &Signature) -> bool {
-    let looked_inside = |it: &Signature| it.digest != 0 || it.entries != 0;
-    let same_one = (claimed.dev, claimed.ino) == (now.dev, now.ino);
-    let same_inside = (claimed.size, claimed.digest, claimed.entries) == (now.size, now.digest, now.entries);
-    let same_time = claimed.mtime_ns == now.mtime_ns;
-    same_one
-        && match (looked_inside(claimed), looked_inside(now)) {
-            (true, true) => same_inside,
-            // Of two, one of which looked inside, the size doesn't mean the same.
-            (true, false) | (false, true) => same_time,
-            (false, false) => same_time && same_inside,
-        }
+/// other link since.
+fn is_same_file(claimed: &Signature, now: &Signature) -> bool {
+    (claimed.dev, claimed.ino, claimed.mtime_ns, claimed.size) == (now.dev, now.ino, now.mtime_ns, now.size)
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> End {
+/// Where both looked into a directory, its inside is compared: some file systems change the times of a directory that
+/// gets a new parent. An empty one has no inside, and one that wasn't looked into tells nothing of it.
+fn is_same_tree(claimed: &Signature, now: &Signature) -> bool {
+    let has_inside = |it: &Signature| it.digest != 0 || it.entries != 0;
+    let same_inside = (claimed.size, claimed.digest, claimed.entries) == (now.size, now.digest, now.entries);
+    let both = has_inside(claimed) && has_inside(now);
+    (claimed.dev, claimed.ino) == (now.dev, now.ino)
+        && if both { same_inside } else { claimed.mtime_ns == now.mtime_ns }
+}
+
+fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> End {
     End::Io(format!("cannot look at the item `{}`: {error}", crate::item::escape(path.as_os_str().as_encoded_bytes())))
 }
 
@@ -84,9 +76,8 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         fs::write(at("a"), "one").unwrap();
         fs::write(at("b"), "one").unwrap();
-        let claimed = look(&at("a")).unwrap();
-        let check =
-            |name: &str, attempt: u32, claimed: Option<&Signature>| check(&at(name), attempt, claimed, look).err();
+        let claimed = signature::of_path(&at("a")).unwrap();
+        let check = |name: &str, attempt: u32, claimed: Option<&Signature>| check(&at(name), attempt, claimed).err();
 
         assert_eq!(check("a", 1, Some(&claimed)), None);
         assert_eq!(check("a", 1, None), None);
@@ -104,23 +95,27 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_looked_into_where_that_can_be_compared() {
-        let outside = Signature {
-            dev: 1,
-            ino: 2,
-            size: 4096,
-            mtime_ns: 3,
-            ctime_ns: 4,
-            blocks: 8,
-            nlink: 2,
-            digest: 0,
-            entries: 0,
-        };
-        let inside = |digest, size| Signature { digest, entries: 5, size, ctime_ns: 9, ..outside };
-        assert!(is_same(&outside, &inside(7, 100)));
-        assert!(is_same(&inside(7, 100), &inside(7, 100)));
-        assert!(!is_same(&inside(7, 100), &inside(8, 100)));
-        assert!(!is_same(&inside(7, 100), &inside(7, 101)));
-        assert!(!is_same(&outside, &Signature { mtime_ns: 5, ..outside }));
+    fn a_directory_is_compared_by_its_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("full/sub")).unwrap();
+        fs::write(at("full/sub/file"), "one").unwrap();
+        fs::create_dir(at("empty")).unwrap();
+        let check = |name: &str, claimed: &Signature| check(&at(name), 1, Some(claimed)).err();
+        let full = signature::of_path(&at("full")).unwrap();
+        let empty = signature::of_path(&at("empty")).unwrap();
+
+        fs::create_dir(at("claimed")).unwrap();
+        fs::rename(at("full"), at("claimed/full")).unwrap();
+        fs::rename(at("empty"), at("claimed/empty")).unwrap();
+        assert_eq!(check("claimed/full", &full), None);
+        assert_eq!(check("claimed/empty", &empty), None);
+        let unseen = of_metadata(&fs::symlink_metadata(at("claimed/full")).unwrap());
+        assert_eq!(check("claimed/full", &unseen), None, "one that wasn't looked into");
+
+        fs::write(at("claimed/full/sub/file"), "more").unwrap();
+        assert_eq!(check("claimed/full", &full), Some(End::ItemChanged));
+        fs::write(at("claimed/empty/new"), "").unwrap();
+        assert_eq!(check("claimed/empty", &empty), Some(End::ItemChanged));
     }
 }

@@ -1,4 +1,4 @@
-//! Whether the outputs a route declares are there: for each pattern something in `out/` that matches it and isn't empty.
+//! Whether the outputs a route declares are there: for each pattern something in `out/` that matches it.
 
 use std::fs;
 use std::io;
@@ -10,12 +10,12 @@ use globset::{GlobBuilder, GlobMatcher};
 const MAX_DEPTH: usize = 64;
 
 /// The patterns that nothing in `out` satisfies. A pattern with a `/` is matched against the path below `out`, one
-/// without against a name at any depth. An empty file or folder satisfies nothing.
+/// without against a name at any depth. What is empty exists too: markers are.
 pub(super) fn missing(out: &Path, patterns: &[String]) -> io::Result<Vec<String>> {
     let mut open: Vec<Pattern> = Vec::new();
     for text in patterns {
         // Most are plain names, one look each.
-        if !is_literal(text) || !is_something(&out.join(text))? {
+        if !is_literal(text) || !is_there(&out.join(text))? {
             open.push(Pattern::new(text));
         }
     }
@@ -60,7 +60,7 @@ fn walk(out: &Path, dir: &Path, depth: usize, open: &mut Vec<Pattern>) -> io::Re
         let entry = entry?;
         let path = entry.path();
         let below = path.strip_prefix(out).unwrap_or(&path);
-        if open.iter().any(|pattern| pattern.takes(below)) && is_something(&path)? {
+        if open.iter().any(|pattern| pattern.takes(below)) && is_there(&path)? {
             open.retain(|pattern| !pattern.takes(below));
             if open.is_empty() {
                 return Ok(());
@@ -77,10 +77,9 @@ fn walk(out: &Path, dir: &Path, depth: usize, open: &mut Vec<Pattern>) -> io::Re
     Ok(())
 }
 
-fn is_something(path: &Path) -> io::Result<bool> {
+fn is_there(path: &Path) -> io::Result<bool> {
     match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => Ok(fs::read_dir(path)?.next().is_some()),
-        Ok(meta) => Ok(meta.len() > 0),
+        Ok(_) => Ok(true),
         // A dangling link, a name too long, or nothing at all.
         Err(error) if is_absence(&error) => Ok(false),
         Err(error) => Err(error),
@@ -102,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn declared_outputs_exist_and_are_not_empty() {
+    fn declared_outputs_exist() {
         let root = tempfile::tempdir().unwrap();
         let out = root.path().join("out");
         fs::create_dir_all(out.join("deep/er")).unwrap();
@@ -123,7 +122,7 @@ mod tests {
         check("a.txt", true);
         check("*.txt", true);
         check("./*.txt", true);
-        check("empty.txt", false);
+        check("empty.txt", true);
         check("b.txt", false);
         check("model.bin", true);
         check("*.bin", true);
@@ -132,7 +131,7 @@ mod tests {
         check("deep/**/*.bin", true);
         check("*/er/*", true);
         check("er", true);
-        check("hollow", false);
+        check("hollow", true);
         check("*.json", true);
         check("link.csv", true);
         check("dangling.csv", false);

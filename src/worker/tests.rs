@@ -258,7 +258,7 @@ fn an_item_that_changed_or_went_starts_nothing() {
     check(remove, End::ItemMissing);
     let rewrite = |launch: &mut Launch| {
         let path = launch.dir.join("item").join(&launch.item);
-        launch.signature = item_check::look(&path).ok();
+        launch.signature = crate::inbox::signature::of_path(&path).ok();
         fs::write(path, "something else").unwrap();
     };
     check(rewrite, End::ItemChanged);
