@@ -8,6 +8,8 @@ mod tests;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::config::Route;
 use crate::devices::{Cordon, CordonBy, DeviceId};
 use crate::item::{self, Attempt, Ending, JobId, JobRecord, Outcome, Reason, StopWhy};
@@ -212,7 +214,7 @@ fn finish(outcome: Outcome, reason: Reason, message: String) -> Next {
 struct Case<'a> {
     record: &'a JobRecord,
     report: &'a Report,
-    /// The attempts before the reported one, since the last retry by hand: who asks for one has mended something.
+    /// The attempts before the reported one, since the last retry by hand: that gave the item all its tries again.
     earlier: Vec<&'a Attempt>,
 }
 
@@ -296,6 +298,21 @@ impl Case<'_> {
             finish(Outcome::Failed, Reason::Poison, message)
         })
     }
+}
+
+/// How long a job that a new director finds still has to wait for its next attempt: what is left of its backoff. Never
+/// more than a whole backoff, whatever the wall clock did meanwhile.
+pub fn rest(record: &JobRecord, now: Timestamp) -> Duration {
+    let Some(last) = record.tries().last() else { return Duration::ZERO };
+    let (Some(ended_at), Some(reason)) = (last.ended_at, last.reason) else { return Duration::ZERO };
+    if reason == Reason::Orphaned {
+        return Duration::ZERO;
+    }
+    let alike =
+        |attempt: &&Attempt| attempt.counted == last.counted && (last.counted || attempt.reason == Some(reason));
+    let whole = backoff(record.route.backoff, record.tries().filter(alike).count() as u64 - 1);
+    let passed = Duration::try_from(now.duration_since(ended_at)).unwrap_or(Duration::ZERO);
+    whole.saturating_sub(passed)
 }
 
 /// The wait before the next attempt: doubles with each failure, up to a bound.

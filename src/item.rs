@@ -21,9 +21,16 @@ use crate::devices::DeviceId;
 use crate::units::Moment;
 
 /// The identity of a job: a ULID, given at the claim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(#[serde(with = "ulid_text")] pub Ulid);
+
+/// As people know it, in logs too.
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -479,7 +486,10 @@ impl Stage {
             (Claimed { next, .. }, Step::Lease { on }) => Ok(Preparing { n: next, on, since: now }),
             (Claimed { .. } | Retrying { .. }, Step::Commit { outcome }) => Ok(Committing { outcome }),
             (Preparing { n, on, .. }, Step::Launch) => Ok(Running { n, on, since: now }),
-            (Preparing { n, .. }, Step::Unlease) => Ok(Claimed { next: n, since: now }),
+            // Its attempt never began, also when it was told to stop meanwhile; a cancelled one is committed instead.
+            (Preparing { n, .. } | Stopping { n, why: StopWhy::Shutdown | StopWhy::DeviceLost, .. }, Step::Unlease) => {
+                Ok(Claimed { next: n, since: now })
+            }
             // The spool already writes the attempt; the stop is carried out when the worker starts, or instead of it.
             (Preparing { n, on, since } | Running { n, on, since }, Step::Stop { why }) => {
                 Ok(Stopping { n, on, why, since })

@@ -547,6 +547,11 @@ impl State {
         device.cordon.as_ref().filter(|_| device.cordon_ends().is_none_or(|end| end > self.now))
     }
 
+    /// The same for a device of the snapshot: what keeps a GPU out keeps its MIG instances out.
+    pub fn cordon_of(&self, reading: &Reading) -> Option<&Cordon> {
+        self.cordon(&reading.id).or_else(|| self.cordon(reading.parent.as_ref()?))
+    }
+
     /// The next moment at which time alone changes what a device may take, for the director's timer.
     pub fn next_change(&self, snapshot: &Snapshot) -> Option<Moment> {
         let present = snapshot.devices.iter().filter_map(|reading| self.devices.get(&reading.id));
@@ -565,7 +570,7 @@ impl State {
     pub fn verdict(&self, reading: &Reading, snapshot: &Snapshot) -> Verdict {
         static NONE: std::sync::LazyLock<Device> = std::sync::LazyLock::new(Device::default);
         let device = self.devices.get(&reading.id).unwrap_or(&NONE);
-        let cordon = self.cordon(&reading.id);
+        let cordon = self.cordon_of(reading);
         devices::verdict(reading, &device.history, &device.leases, cordon, snapshot, &self.rules, self.now)
     }
 

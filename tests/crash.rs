@@ -234,3 +234,43 @@ fn a_lost_ledger_and_torn_records_lose_no_item() {
     let total = world.json(&["list"]).as_array().map_or(0, Vec::len);
     assert_eq!(total, hostile_names().len());
 }
+
+#[test]
+fn a_committed_item_that_is_still_to_be_published_is_filed_by_the_next_start() {
+    for fault in ["finish.committed", "publish.staged", "publish.named", "finish.published"] {
+        let mut world = World::new("");
+        let into = world.scratch("results");
+        world.configure(AT_ONCE, &format!("{}publish = {}\n", copying(), json!(into.to_str())));
+        world.drop_file("one", b"x");
+        world.set("GAMDOK_FAULT", fault);
+        assert_eq!(code(world.gamdok(&["run", "--once"]).status), 128 + 9, "{fault}");
+        world.unset("GAMDOK_FAULT");
+        world.once();
+        assert_each_once(&world, &[("one", "x".to_owned())], fault);
+        assert_eq!(names(&into), ["one"], "{fault}");
+    }
+}
+
+#[test]
+fn an_error_at_each_named_point_loses_and_repeats_nothing() {
+    for point in FAULT_POINTS.iter().filter(|point| !point.starts_with("rec") && !point.starts_with("rev")) {
+        let mut world = World::new("");
+        let into = world.scratch("results");
+        world.configure(AT_ONCE, &format!("{}publish = {}\n", copying(), json!(into.to_str())));
+        let items = numbered(3);
+        for (name, content) in &items {
+            world.drop_file(name, content.as_bytes());
+        }
+        world.set("GAMDOK_FAULT_ERR", format!("{point}:5:2"));
+        world.once();
+        let outcomes = world.outcomes();
+        // A disk that refuses while outputs are made durable may have lost them: only then it is the item's end.
+        assert!(outcomes.iter().all(|line| line.ends_with(" done -") || line.ends_with(" failed io")), "{outcomes:?}");
+        assert_eq!(outcomes.len(), items.len(), "{point}");
+        world.assert_empty();
+        for (name, content) in &items {
+            let (dir, _) = world.result(name);
+            assert_eq!(fs::read_to_string(dir.join("item").join(name)).unwrap_or_default(), *content, "{point}");
+        }
+    }
+}

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gamdok::config::{self, Backend, Idle, Policy, Sim, Visible};
+use gamdok::config::{self, Backend, Idle};
 use gamdok::devices::{self, Ask, DeviceId, DeviceKind, History, HostMode, Lease, Leases, Prober, Reading, Snapshot};
 use gamdok::item::JobId;
 use gamdok::units::{Bytes, Clock};
@@ -73,23 +73,8 @@ fn scenario(setup: Setup, body: impl FnOnce(&mut World)) {
 }
 
 fn rules() -> config::Devices {
-    config::Devices {
-        backend: Backend::Auto,
-        include: vec![],
-        exclude: vec![],
-        slots: 1,
-        cpu_slots: Some(2),
-        policy: Policy::LeastConnections,
-        visible: Visible::Uuid,
-        affinity: true,
-        idle: Idle {
-            max_memory_used: Bytes(600 << 20),
-            max_utilization: 15,
-            settle: Duration::from_secs(1),
-            ignore_processes: vec!["Xorg".into()],
-        },
-        sim: Sim { gpus: 4, memory: Bytes(80 * GIB) },
-    }
+    let idle = Idle { ignore_processes: vec!["Xorg".into()], ..Idle::default() };
+    config::Devices { cpu_slots: Some(2), idle, ..config::Devices::default() }
 }
 
 /// The part of a director that looks after devices.

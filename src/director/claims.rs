@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use super::{CLAIMS_PAUSE, Director};
+use crate::fault;
 use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Candidate, CandidateKey, Notice};
 use crate::item::{Attempt, Ending, JobId, JobRecord, Outcome, Reason, ResultRecord, Stage, Step, StopWhy};
@@ -84,6 +86,7 @@ impl Director {
             spool::Answer::Revived { id, outcome } => self.on_revived(id, outcome),
             // What changed the count without an outcome changed what the ledger is an index of.
             spool::Answer::Counted => self.to_ledger(ledger::Entry::Reconcile),
+            spool::Answer::Cordons(outcome) => self.on_cordons(outcome),
             spool::Answer::Health(check) => self.on_spool_health(check),
         }
     }
@@ -181,7 +184,11 @@ impl Director {
             record: record.clone(),
             dir: self.root.claimed().join(claimed.dir.as_str()),
         });
-        let stage = Stage::Claimed { next, since: self.state.now };
+        let rest = fault::rest(&record, Timestamp::now());
+        let stage = match rest {
+            Duration::ZERO => Stage::Claimed { next, since: self.state.now },
+            rest => Stage::Retrying { next, at: self.state.now + rest },
+        };
         let cancelled = record.cancelled;
         self.state.insert(Job { record, stage, pid: None, progress: None });
         if cancelled {
@@ -240,7 +247,7 @@ fn provisional(id: JobId, candidate: &Candidate, cancelled: bool) -> JobRecord {
         kind: candidate.kind,
         route: candidate.route.clone(),
         arrived_at: Some(candidate.arrived_at),
-        claimed_at: jiff::Timestamp::now(),
+        claimed_at: Timestamp::now(),
         boot_id: String::new(),
         signature: Some(candidate.signature),
         attempts: Vec::new(),

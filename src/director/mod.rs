@@ -8,7 +8,7 @@ mod publish;
 mod requests;
 mod start;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::config::{self, Config};
 use crate::devices::locks::Locks;
 use crate::devices::pin::Cores;
 use crate::devices::prober::{self, Prober};
-use crate::devices::{CordonBy, DeviceId, Snapshot};
+use crate::devices::{self, CordonBy, DeviceId, HostMode, Snapshot};
 use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Scanner};
 use crate::item::{JobId, Step, StopWhy};
@@ -52,6 +52,8 @@ enum Event {
     Worker(worker::Event),
     Spool(spool::Answer),
     Probed(Snapshot),
+    /// The prober's thread is no more.
+    ProberGone,
     Asked(api::Request),
     /// An item to cancel that wasn't offered was looked at.
     Inspected(requests::Inspected),
@@ -72,14 +74,14 @@ const PUBLISH_LARGE_EVERY: Duration = Duration::from_millis(500);
 const CLAIMS_PAUSE: Duration = Duration::from_secs(1);
 /// How long another director's lock keeps a device out before it is tried again.
 const LOCKED_OUT: Duration = Duration::from_secs(1);
-/// A driver that hasn't answered a check for so long is taken for hung: three of its periods.
-const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+/// A prober with a driver says something every few seconds. After this long its heart is looked at.
+const PROBER_QUIET: Duration = Duration::from_secs(10);
 
 /// A worker that runs, with what must be let go when it ends.
 struct Running {
     handle: worker::Handle,
-    /// Where the boards' energy counters stood.
-    energy: BTreeMap<DeviceId, u64>,
+    /// Where the boards' energy counters stood, and when.
+    energy: BTreeMap<DeviceId, (u64, Moment)>,
     peak_memory: Option<u64>,
     started: Moment,
 }
@@ -115,6 +117,14 @@ struct Director {
     number: u64,
     watchdog: Option<Duration>,
     watchdog_at: Moment,
+    /// When the prober last said something, or its heart was looked at instead.
+    heard_at: Moment,
+    /// It hangs in the driver, and the devices are unknown for that.
+    prober_hangs: bool,
+    /// Failed attempts whose devices are being looked at.
+    unjudged: Vec<attempts::Unjudged>,
+    /// Who waits until a cordon is written down, in the order in which they asked.
+    cordoning: VecDeque<requests::PendingCordon>,
 
     // In the order in which they are to drop: what others wait on first.
     events: Sender<worker::Event>,
@@ -169,7 +179,7 @@ impl Director {
             recv(self.stops) -> _ => Event::Signal,
             recv(self.reports) -> it => it.map_or(Event::Due, Event::Worker),
             recv(self.spool.answers) -> it => it.map_or_else(|_| spool_gone(), Event::Spool),
-            recv(self.prober.snapshots) -> it => it.map_or(Event::Due, Event::Probed),
+            recv(self.prober.snapshots) -> it => it.map_or(Event::ProberGone, Event::Probed),
             recv(self.requests) -> it => it.map_or(Event::Due, Event::Asked),
             recv(self.inspected) -> it => it.map_or(Event::Due, Event::Inspected),
             recv(self.configured.changes) -> it => it.map_or(Event::Due, Event::Configured),
@@ -200,6 +210,11 @@ impl Director {
             Event::Worker(event) => self.on_worker(event),
             Event::Spool(answer) => self.on_spool(answer),
             Event::Probed(snapshot) => self.on_snapshot(snapshot),
+            Event::ProberGone => {
+                // A closed channel is always ready, and would spin the loop.
+                self.prober.snapshots = never();
+                self.devices_unknown("the thread that asks the driver has failed: restart the director".to_owned());
+            }
             Event::Asked(request) => self.on_request(request),
             Event::Inspected(inspected) => self.on_inspected(inspected),
             Event::Configured(outcome) => self.on_configured(outcome),
@@ -241,8 +256,8 @@ impl Director {
         let busy = stages.running > 0 || stages.committing > 0;
         match self.state.phase {
             Phase::Draining => !busy && !self.state.is_claiming(),
-            // A result that can't be written (full disk) isn't waited for: the next start runs the item again.
-            Phase::Stopping => stages.running == 0 && (stages.committing == 0 || self.spool_is_stuck()),
+            // What can't be written (full disk), a result or a planned attempt, isn't waited for: the next start goes on.
+            Phase::Stopping => self.running.is_empty() && (!busy || self.spool_is_stuck()),
             Phase::Paused | Phase::Running => {
                 let empty = stages.claimed == 0 && stages.retrying == 0 && self.retries.is_empty();
                 self.once && !busy && empty && self.counts.drained && self.state.offers().next().is_none()
@@ -251,9 +266,7 @@ impl Director {
     }
 
     fn spool_is_stuck(&self) -> bool {
-        [What::Spool, What::Space]
-            .iter()
-            .any(|what| self.health.get(what).is_some_and(|it| it.state == Condition::Failed))
+        [What::Spool, What::Space].iter().any(|what| self.health.get(what).is_some_and(|it| it.state != Condition::Ok))
     }
 
     fn on_signal(&mut self) {
@@ -283,6 +296,8 @@ impl Director {
     }
 
     fn on_snapshot(&mut self, snapshot: Snapshot) {
+        self.heard_at = self.state.now;
+        self.prober_hangs = false;
         let trouble = snapshot.trouble.clone();
         if trouble != self.snapshot.trouble {
             match &trouble {
@@ -298,6 +313,7 @@ impl Director {
         self.state.observe(&snapshot);
         self.snapshot = snapshot;
         self.note_peaks();
+        self.judge_failed();
     }
 
     fn log_verdict_changes(&self, next: &Snapshot) {
@@ -346,7 +362,7 @@ impl Director {
             != (self.config.history.keep_done, self.config.history.keep_failed);
         info!(routes = new.routes.len(), "the changed configuration is in force");
         self.config = new;
-        self.state.rules = start::resolved(&self.config.devices);
+        self.state.rules = devices::resolved(&self.config.devices);
         if kept {
             self.keep_history();
         }
@@ -393,13 +409,16 @@ impl Director {
         for id in locked_out {
             self.state.device_mut(&id).cordon = None;
         }
-        if self.snapshot.trouble.is_none() && self.probe_overdue().is_some_and(|moment| moment <= now) {
-            let why = format!("the driver hasn't answered for {} s", PROBE_PATIENCE.as_secs());
-            warn!(why, "the devices are unknown until it does");
-            self.set_health(Check::failed(What::Devices, why.clone()));
-            self.snapshot.trouble = Some(why);
-            self.dirty = true;
+        match self.prober.silent_for(now).filter(|_| !self.prober_hangs) {
+            Some(silence) => {
+                self.prober_hangs = true;
+                self.devices_unknown(format!("the driver hasn't answered for {} s", silence.as_secs()));
+            }
+            None if self.heard_at + PROBER_QUIET <= now => self.heard_at = now,
+            None => {}
         }
+        self.judge_failed();
+        self.locks.stop_waiting(now);
         if let Some(period) = self.watchdog.filter(|_| self.watchdog_at <= now) {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
             self.watchdog_at = now + period;
@@ -413,20 +432,36 @@ impl Director {
         })
     }
 
-    fn probe_overdue(&self) -> Option<Moment> {
-        self.state.devices().filter_map(|(_, device)| device.asked_at).min().map(|asked| asked + PROBE_PATIENCE)
+    /// When the prober is to be looked at. What hangs is noticed by its heart alone: a check may have to wait behind
+    /// others, and a sweep that nobody asked for hangs as well.
+    fn prober_due(&self) -> Option<Moment> {
+        if self.prober_hangs {
+            return None;
+        }
+        let quiet = || self.heard_at + PROBER_QUIET;
+        let driven = self.snapshot.mode == HostMode::Gpu && self.snapshot.trouble.is_none();
+        self.prober.hangs_at().or_else(|| driven.then(quiet))
+    }
+
+    /// What the driver last said stands, for what runs; nothing new is started on its word.
+    fn devices_unknown(&mut self, why: String) {
+        warn!(why, "the devices are unknown");
+        self.set_health(Check::failed(What::Devices, why.clone()));
+        self.snapshot.trouble = Some(why);
+        self.dirty = true;
     }
 
     /// The next moment that matters, if nothing happens before.
     fn next_due(&self) -> Option<Moment> {
         let publish = self.dirty.then(|| self.published_at + self.publish_period());
-        let probe = self.probe_overdue().filter(|_| self.snapshot.trouble.is_none());
+        let probe = self.prober_due();
         let watchdog = self.watchdog.map(|_| self.watchdog_at);
         let locked_out = self.locked_out().map(|(_, until)| until).min();
         let retry = self.state.next_retry();
         let known =
             [publish, probe, watchdog, locked_out, retry, self.claims_resume, self.state.next_change(&self.snapshot)];
-        known.into_iter().flatten().min()
+        let known = known.into_iter().chain([self.next_judgement()]);
+        known.flatten().min()
     }
 
     /// Tells the prober what matters, when that has changed.

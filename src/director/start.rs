@@ -1,10 +1,10 @@
 //! Building a director: the root, the threads, recovery; and taking it down again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crossbeam_channel::{bounded, unbounded};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{Director, Summary};
 use crate::api;
@@ -13,7 +13,7 @@ use crate::config::{self, Config};
 use crate::devices::locks::Locks;
 use crate::devices::pin::Cores;
 use crate::devices::prober::{self, Prober};
-use crate::devices::{HostMode, Snapshot};
+use crate::devices::{HostMode, Snapshot, resolved};
 use crate::health::{Check, What};
 use crate::inbox;
 use crate::ledger;
@@ -149,6 +149,10 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         number: 0,
         watchdog,
         watchdog_at: Moment::default(),
+        heard_at: clock.now(),
+        prober_hangs: false,
+        unjudged: Vec::new(),
+        cordoning: VecDeque::new(),
         events,
         inspections,
         board,
@@ -164,6 +168,10 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         config,
     };
     director.state.now = clock.now();
+    for device in spool::cordons::read(&root.state())? {
+        warn!(%device, "still cordoned by hand");
+        director.cordon_by_hand(&device);
+    }
     director.on_snapshot(first);
     info!(
         root = %crate::item::escape(root.path().as_os_str().as_encoded_bytes()),
@@ -192,9 +200,10 @@ impl Director {
     fn end(mut self, server: api::Server) -> Summary {
         self.state.now = self.clock.now();
         self.publish();
-        let _ = self.spool.tasks.send(spool::Task::Stop);
-        if self.spool.thread.join().is_err() {
-            error!("the spool's thread panicked; the next start finishes what it had begun");
+        self.spool.stop();
+        // What it answered last: endings that recovery found, above all.
+        while let Ok(answer) = self.spool.answers.try_recv() {
+            self.on_spool(answer);
         }
         drop(server);
         self.ledger.stop();
@@ -210,11 +219,6 @@ fn token(file: &std::path::Path) -> Result<String, RunError> {
             "cannot read `token_file` in [api], `{file}`: {error}\nhelp: write a secret into it, one line that this user can read"
         ))
     })
-}
-
-/// The device rules with what depends on the host filled in.
-pub(super) fn resolved(devices: &config::Devices) -> config::Devices {
-    config::Devices { cpu_slots: Some(crate::devices::cpu_slots(devices)), ..devices.clone() }
 }
 
 fn no_devices() -> Snapshot {

@@ -115,6 +115,24 @@ fn assessed(history: &str, end: &str, retries: u32) -> Assessment {
 }
 
 #[test]
+fn a_retry_by_hand_gives_all_tries_again() {
+    let check = |behind: u32, end: &str, expected: &str| {
+        let mut record = record(1, Arc::new(Route { retries: 2, ..route("r") }));
+        past(&mut record, "exit@gpu0 exit@gpu1 (device-lost@gpu2) exit@gpu3 exit@gpu4");
+        record.attempts.push(Attempt { devices: vec![DeviceId("gpu9".to_owned())], ..Attempt::planned(6) });
+        record.revived_after = behind;
+        let (mut told, lost) = told(end);
+        told.attempt = 6;
+        assert_eq!(shown(&assess(&record, &told, lost)), expected);
+    };
+    check(0, "exit3", "exit counted, against device; failed exit: exit code 3 after attempt 5 of 3");
+    check(5, "exit3", "exit counted, against device; retry in 5s");
+    check(4, "exit3", "exit counted, against device; retry in 10s");
+    check(5, "exit1 lost", "device-lost uncounted, against device; retry in 0s elsewhere");
+    check(5, "oom exit1", "out-of-memory uncounted, against device; retry in 5s elsewhere");
+}
+
+#[test]
 fn success_is_exit_0_with_all_outputs_and_nothing_said_against_it() {
     check("", "exit0", "none counted; done");
     check("", "exit0 done", "none counted; done");
@@ -373,4 +391,22 @@ fn a_cordon_for_failures_ends_by_itself_later_each_time() {
     let device = state.device_mut(&id);
     device.cordon = Some(Cordon { by: CordonBy::Hand, since: seconds(now), reason: "x".to_owned() });
     assert!(look(&mut state, seconds(now + 1e7)), "what a person did is undone by a person");
+}
+
+#[test]
+fn what_is_left_of_a_backoff_is_kept_over_a_restart() {
+    let check = |history: &str, passed: u64, left: u64| {
+        let route = Route { backoff: Duration::from_secs(4), ..route("r") };
+        let mut record = record(1, Arc::new(route));
+        past(&mut record, history);
+        let now = arrival(1) + Duration::from_secs(passed);
+        assert_eq!(rest(&record, now), Duration::from_secs(left), "{history} after {passed} s");
+    };
+    check("", 0, 0);
+    check("exit", 0, 4);
+    check("exit", 3, 1);
+    check("exit", 9, 0);
+    check("exit exit", 1, 7);
+    check("(exit) (exit) (exit)", 0, 16);
+    check("exit (orphaned)", 0, 0);
 }

@@ -76,8 +76,9 @@ impl Core {
             {
                 return;
             }
-            // In `--once` mode a name that wasn't there at the start is none of ours.
-            None if self.until_ns.is_some() && matches!(why, Why::Event(_)) => return,
+            // In `--once` mode a name that wasn't there at the start is none of ours; a claim that was undone brings one
+            // back that was.
+            None if self.until_ns.is_some() && matches!(why, Why::Event(_)) && !self.has_departed(f, name) => return,
             _ => {}
         }
         let before = self.forget(f, name);

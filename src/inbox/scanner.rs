@@ -524,6 +524,11 @@ impl Core {
         }
     }
 
+    /// Whether an offer of this name was never answered.
+    pub(super) fn has_departed(&self, f: usize, name: &OsStr) -> bool {
+        self.departed.contains_key(&(f, name.to_owned()))
+    }
+
     /// Answers that never came aren't waited for for ever.
     pub(super) fn forget_departed(&mut self) {
         let now = self.now();

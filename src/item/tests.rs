@@ -93,7 +93,7 @@ Claimed   claimed1 -           -           -           -           -           -
 Withdraw  gone     -           -           -           -           -           -           -           -           -          -     -
 Lease     -        prepare2    -           -           -           -           -           -           -           -          -     -
 Launch    -        -           run2        -           -           -           -           -           -           -          -     -
-Unlease   -        -           claimed2    -           -           -           -           -           -           -          -     -
+Unlease   -        -           claimed2    -           -           claimed2    claimed2    -           -           -          -     -
 Cancel    -        -           cancel2     cancel2     cancel2     cancel2     cancel2     -           -           -          -     -
 Shutdown  -        -           shut2       shut2       cancel2     shut2       lose2       -           -           -          -     -
 Lose      -        -           lose2       lose2       cancel2     shut2       lose2       -           -           -          -     -

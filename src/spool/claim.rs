@@ -137,6 +137,13 @@ impl Claim {
         let Some(job) = &self.job else { return Ok(()) };
         let target = self.target();
         let name = self.candidate.key.name.as_os_str();
+        if self.candidate.kind == ItemKind::Directory && !self.record.cancelled {
+            // Before the move: on some file systems a directory gets a new mtime with its new parent.
+            let stat = rustix::fs::statat(&*self.folder, name, AtFlags::SYMLINK_NOFOLLOW).map_err(unmovable)?;
+            if self.candidate.signature.mtime_ns != mtime_ns(&stat) {
+                return Err(NotClaimed::Changed);
+            }
+        }
         let outcome = record::rename_new(&*self.folder, name, job, target.as_slice());
         // A reply that got lost: the server moved it and says that it wasn't there. The target is fresh, so what lies
         // in it was moved.
@@ -161,12 +168,11 @@ impl Claim {
         known.ino == 0 || (known.dev, known.ino) == (stat.st_dev, stat.st_ino)
     }
 
-    /// A directory's size and digest cover its tree: the worker's last look compares those. Moving sets the ctime.
+    /// Moving sets the ctime. A directory's size and digest cover its tree: the worker's last look compares those.
     fn is_unchanged(&self, stat: &Stat) -> bool {
         let known = &self.candidate.signature;
-        self.is_same_inode(stat)
-            && known.mtime_ns == mtime_ns(stat)
-            && (self.candidate.kind == ItemKind::Directory || known.size == stat.st_size as u64)
+        let same_file = || known.mtime_ns == mtime_ns(stat) && known.size == stat.st_size as u64;
+        self.is_same_inode(stat) && (self.candidate.kind == ItemKind::Directory || same_file())
     }
 
     fn move_companions(&mut self, ground: &Ground) -> Result<(), Errno> {

@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::claim::{Claim, Undo, no_room};
+use super::cordons;
 use super::finish::{Finish, Step};
 use super::ground::Ground;
 use super::publish::{self, Published};
@@ -52,6 +53,16 @@ enum Op {
 }
 
 impl Op {
+    /// The job it is about; none while a claim can still be undone.
+    fn job(&self) -> Option<JobId> {
+        match self {
+            Op::Claim(_) => None,
+            Op::Write(write) => Some(write.record.id),
+            Op::Finish(finish) => Some(finish.record.id),
+            Op::Revived(revived) => Some(revived.id()),
+        }
+    }
+
     /// Everything before the round.
     fn carry_out(&mut self, ground: &Ground, how: How) -> Result<(), Errno> {
         match self {
@@ -269,19 +280,42 @@ impl Desk {
                         Err(error) => self.answer(Answer::NotClaimed { id, candidate, why: no_folder(error) }),
                     }
                 }
-                Task::Prepare { record } => ops.push(Op::Write(Write::new(record, Why::Prepare))),
-                Task::Save { record } => ops.push(Op::Write(Write::new(record, Why::Save))),
-                Task::Finish { record, ending } => ops.push(Op::Finish(Box::new(Finish::new(record, ending)))),
+                Task::Prepare { record } => {
+                    self.forget_older(record.id);
+                    ops.push(Op::Write(Write::new(record, Why::Prepare)));
+                }
+                Task::Save { record } => {
+                    self.forget_older(record.id);
+                    ops.push(Op::Write(Write::new(record, Why::Save)));
+                }
+                Task::Finish { record, ending } => {
+                    self.forget_older(record.id);
+                    ops.push(Op::Finish(Box::new(Finish::new(record, ending))));
+                }
                 Task::Revive { id } => match revive::revive(&self.ground, id) {
                     Ok(revived) => ops.push(Op::Revived(Box::new(revived))),
                     Err(words) => self.answer(Answer::Revived { id, outcome: Err(words) }),
                 },
+                Task::Cordons { devices } => {
+                    let outcome = cordons::write(self.ground.root.dir(), &devices).map_err(|error| error.to_string());
+                    self.answer(Answer::Cordons(outcome));
+                }
                 // Taken in at the door.
                 Task::Keep { .. } | Task::Stop => {}
             }
         }
         self.queue = later;
         (claims, ops)
+    }
+
+    /// A record that the disk refused is older than what comes now: written later, it would undo that, or bring a
+    /// job that has ended back into `claimed/`.
+    fn forget_older(&mut self, id: JobId) {
+        let is_older = |op: &Op| matches!(op, Op::Write(write) if write.why == Why::Save && write.record.id == id);
+        while let Some(at) = self.stalled.iter().position(is_older) {
+            self.stalled.swap_remove(at);
+            self.answer(Answer::Saved { id });
+        }
     }
 
     fn move_in(&mut self, claims: Vec<Claim>) -> Vec<Op> {
@@ -300,7 +334,7 @@ impl Desk {
     fn undo(&mut self, claim: Box<Claim>, why: NotClaimed) -> Option<Op> {
         let id = claim.id;
         if let NotClaimed::NoRoom(words) = &why {
-            self.say_unwell(words.clone());
+            self.say_unwell(Check::failed(What::Spool, words.clone()));
         }
         match claim.undo(&self.ground, why) {
             Undo::Kept(kept) => Some(Op::Claim(kept)),
@@ -440,6 +474,12 @@ impl Desk {
         let moved = self.shelves.file(&self.ground, outcome, &day, finish.dir.as_str());
         let dir = match moved.and_then(|dir| self.ground.faults.at("finish.moved").map(|()| dir)) {
             Ok(dir) => dir,
+            // It has its outcome; there is nothing left to move.
+            Err(Errno::NOENT) if !shelves::is_at(self.ground.claimed(), finish.dir.as_str()) => {
+                tracing::error!(job = finish.dir.as_str(), "an ended job's directory is gone from claimed/");
+                let shelf = self.ground.root.path().join(Shelf::of(outcome).name());
+                shelf.join(&day).join(finish.dir.as_str())
+            }
             Err(error) => {
                 if error == Errno::EXIST {
                     tracing::error!(
@@ -461,7 +501,7 @@ impl Desk {
 
     /// Keeps what the disk refused, tells people, and sets the time of the next try.
     fn refuse(&mut self, refused: Vec<(Op, Errno)>) {
-        let Some((_, error)) = refused.last() else { return };
+        let Some((last, error)) = refused.last() else { return };
         let error = *error;
         let mut freed = false;
         if matches!(error, Errno::NOSPC | Errno::DQUOT) {
@@ -469,8 +509,18 @@ impl Desk {
             freed = gave_up;
             check.into_iter().for_each(|check| self.answer(Answer::Health(check)));
             self.recheck_at = Some(self.clock.now() + RECHECK);
+        } else if matches!(error, Errno::IO | Errno::ROFS) || self.space.try_writing().is_err() {
+            self.say_unwell(Check::failed(
+                What::Spool,
+                format!("writing under the root fails ({error}); what has ended is kept and tried again"),
+            ));
         } else {
-            self.say_unwell(format!("writing under the root fails ({error}); what has ended is kept and tried again"));
+            // Something is wrong in one place only; the others' work goes on.
+            let job = last.job().map_or_else(String::new, |job| format!(" of job {job}"));
+            self.say_unwell(Check::degraded(
+                What::Spool,
+                format!("the outcome{job} can't be written or moved ({error}); it is kept and tried again"),
+            ));
         }
         for (op, error) in refused {
             match op {
@@ -490,8 +540,7 @@ impl Desk {
         self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);
     }
 
-    fn say_unwell(&mut self, words: String) {
-        let check = Check::failed(What::Spool, words);
+    fn say_unwell(&mut self, check: Check) {
         if self.trouble.as_ref() != Some(&check) {
             tracing::error!("{}", check.message);
             if self.trouble.is_none() {
@@ -519,17 +568,20 @@ impl Desk {
 
     /// The last round. What the disk still refuses stays in `claimed/`, for the next start.
     fn end(mut self) {
-        if let Some((orders, thread)) = self.publisher.take() {
-            drop(orders);
-            let _ = thread.join();
-            while let Ok(word) = self.published.1.try_recv() {
-                self.published(word);
+        // Twice: what is tried once more may have to be published, and what was published is then filed.
+        for _ in 0..2 {
+            if !self.stalled.is_empty() {
+                self.retry_at = self.clock.now();
+                self.turn();
+                self.turn();
             }
-        }
-        if !self.stalled.is_empty() {
-            self.retry_at = self.clock.now();
-            self.turn();
-            self.turn();
+            if let Some((orders, thread)) = self.publisher.take() {
+                drop(orders);
+                let _ = thread.join();
+                while let Ok(word) = self.published.1.try_recv() {
+                    self.published(word);
+                }
+            }
         }
         if self.shelves.has_unsynced() {
             let how = self.syncer.how(1, 0);

@@ -218,7 +218,12 @@ impl Finish {
         if self.outcome() != Outcome::Done || self.routeless {
             return Ok(None);
         }
-        let job = record::open_dir(ground.claimed(), self.dir.as_str())?;
+        let job = match record::open_dir(ground.claimed(), self.dir.as_str()) {
+            Ok(job) => job,
+            // Moved already, by a try whose last step failed.
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        };
         if !publish::is_intended(&job)? {
             return Ok(None);
         }

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::fault_points::Faults;
 use super::record;
 use crate::item::JobRecord;
+use crate::proc::boot_id;
 use crate::root::Root;
 
 #[derive(Debug)]
@@ -25,16 +26,39 @@ impl Ground {
     pub(super) fn new(root: Arc<Root>, faults: Faults) -> Result<Ground, Errno> {
         let claimed = record::open_dir(root.dir(), "claimed")?;
         let network = root.is_network();
-        Ok(Ground { root, faults, boot_id: boot_id(), network, claimed })
+        Ok(Ground { root, faults, boot_id: boot_id().to_owned(), network, claimed })
     }
 
     pub(super) fn claimed(&self) -> BorrowedFd<'_> {
         self.claimed.as_fd()
     }
 
+    /// A job's directory, for writing into.
+    pub(super) fn open_claimed(&self, dir: &str) -> Result<OwnedFd, Errno> {
+        let opened = match record::open_dir(&self.claimed, dir) {
+            Err(Errno::ACCESS) => None,
+            other => Some(other?),
+        };
+        if let Some(job) = opened
+            && Mode::from_raw_mode(rustix::fs::fstat(&job)?.st_mode).contains(Mode::RWXU)
+        {
+            return Ok(job);
+        }
+        record::regain(self.claimed(), dir)?;
+        record::open_dir(&self.claimed, dir)
+    }
+
     /// A job's directory, made again when someone took it away: its outcome needs a place.
     pub(super) fn open_job(&self, job: &JobRecord, dir: &str) -> Result<OwnedFd, Errno> {
-        match record::open_dir(&self.claimed, dir) {
+        let opened = match self.open_claimed(dir) {
+            // Something else stands there now. Names with a dot are never taken for jobs.
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                record::set_aside(self.claimed(), dir, &format!(".worker.{dir}"))?;
+                Err(Errno::NOENT)
+            }
+            other => other,
+        };
+        match opened {
             Err(Errno::NOENT) => {
                 tracing::error!(
                     job = dir,
@@ -66,9 +90,4 @@ impl Ground {
         }
         std::borrow::Cow::Owned(JobRecord { boot_id: self.boot_id.clone(), ..record.clone() })
     }
-}
-
-/// A number that changes with each boot: no process of another one can be alive.
-pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }

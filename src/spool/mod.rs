@@ -2,6 +2,7 @@
 //! together, and pays for one round of syncs. A kill at any point loses and repeats nothing.
 
 mod claim;
+pub mod cordons;
 mod desk;
 mod fault_points;
 mod finish;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::io::Errno;
 
+use crate::devices::DeviceId;
 use crate::health::Check;
 use crate::inbox::Candidate;
 use crate::item::{Ending, JobDir, JobId, JobRecord, ResultRecord};
@@ -34,8 +36,6 @@ use crate::root::Root;
 use crate::units::Clock;
 
 pub use fault_points::{FAULT_POINTS, Faults};
-pub use ground::boot_id;
-pub use record::LockNote;
 pub use recover::{no_route, recover};
 pub use revive::{Place, find};
 pub use tally::Tally;
@@ -56,6 +56,8 @@ pub enum Task {
     Revive { id: JobId },
     /// How long ended jobs are kept; none: forever. Not answered.
     Keep { done: Option<Duration>, failed: Option<Duration> },
+    /// Write down which devices a hand took out, for the next start.
+    Cordons { devices: Vec<DeviceId> },
     /// End the thread once everything before it is done.
     Stop,
 }
@@ -93,6 +95,8 @@ pub enum Answer {
         id: JobId,
         outcome: Result<Box<ClaimedJob>, String>,
     },
+    /// The cordons are on disk, or why not; it isn't tried again.
+    Cordons(Result<(), String>),
     /// The tally is complete, or was corrected: old jobs were removed, or others changed `done/` or `failed/`.
     Counted,
     /// The state of `Spool` or `Space`. Failed: the disk refuses (full, I/O error, read-only), so claims are to pause until
@@ -147,7 +151,17 @@ pub struct Spool {
     /// One answer a task, and health when it changes.
     pub answers: Receiver<Answer>,
     pub tally: Arc<Tally>,
-    pub thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Spool {
+    /// Ends the thread once everything asked before is done; its last answers can be read afterwards.
+    pub fn stop(&mut self) {
+        let _ = self.tasks.send(Task::Stop);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the spool's thread panicked; the next start finishes what it had begun");
+        }
+    }
 }
 
 /// Starts the thread. `recover` comes first.
@@ -165,7 +179,7 @@ fn start_with(root: Arc<Root>, clock: Clock, backlog: Backlog, faults: Faults) -
     let run = move || desk.run(inbox);
     let thread = std::thread::Builder::new().name("gamdok-spool".to_owned()).spawn(run);
     let thread = thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
-    Ok(Spool { tasks, answers, tally, thread })
+    Ok(Spool { tasks, answers, tally, thread: Some(thread) })
 }
 
 #[cfg(test)]

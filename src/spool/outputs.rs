@@ -66,7 +66,12 @@ fn walk(dir: &OwnedFd, path: &mut Vec<u8>, depth: usize, outputs: &mut Outputs) 
             path.push(b'/');
         }
         path.extend_from_slice(name.to_bytes());
-        match kind(dir, &entry)? {
+        let kind = match kind(dir, &entry) {
+            Ok(kind) => kind,
+            Err(Errno::ACCESS) => FileType::Unknown,
+            Err(error) => return Err(error),
+        };
+        match kind {
             FileType::Directory if depth < DEEPEST => match record::open_dir(dir, name) {
                 Ok(inner) => walk(&inner, path, depth + 1, outputs)?,
                 Err(Errno::NOENT) => {}
@@ -76,6 +81,8 @@ fn walk(dir: &OwnedFd, path: &mut Vec<u8>, depth: usize, outputs: &mut Outputs) 
             _ if outputs.listed.len() < LISTED => match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => outputs.listed.push(Output { path: escape(path), bytes: stat.st_size as u64 }),
                 Err(Errno::NOENT) => {}
+                // A directory that may be listed and not searched.
+                Err(Errno::ACCESS) => outputs.trouble = Some(format!("out/{} can't be looked at", escape(path))),
                 Err(error) => return Err(error),
             },
             _ => outputs.more += 1,
@@ -113,7 +120,11 @@ fn sync_tree(dir: &OwnedFd, depth: usize) -> Result<(), Errno> {
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
-        let opened = match kind(dir, &entry)? {
+        let kind = match kind(dir, &entry) {
+            Err(Errno::ACCESS) => continue,
+            other => other?,
+        };
+        let opened = match kind {
             FileType::Directory if depth < DEEPEST => match record::open_dir(dir, name) {
                 Ok(inner) => {
                     sync_tree(&inner, depth + 1)?;

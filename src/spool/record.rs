@@ -21,24 +21,23 @@ pub(super) const COMPANIONS: &str = "companions";
 /// No record that this program writes comes near it; a larger one isn't ours.
 const LARGEST: u64 = 64 << 20;
 
-/// What the worker writes into `lock` once its process runs.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct LockNote {
-    pub attempt: u32,
-    pub pid: i32,
-    pub start_ticks: u64,
-    pub boot_id: String,
-}
-
 pub(super) fn open_dir(at: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(at, name, flags, Mode::empty())
 }
 
-/// Writes a file of ours anew.
+/// Writes a file of ours anew. A worker can write into its job's directory too: what it put under our name (a directory,
+/// a FIFO, a link to another file) is set aside, and never written through.
 pub(super) fn write(at: impl AsFd, name: &str, bytes: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(at, name, flags, Mode::RUSR | Mode::WUSR)?;
+    let file = match open_own(&at, name) {
+        Ok(Some(file)) => file,
+        Ok(None) | Err(Errno::ISDIR | Errno::LOOP | Errno::NXIO | Errno::ACCESS) => {
+            set_aside(at.as_fd(), name, &format!("worker.{name}"))?;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            rustix::fs::openat(&at, name, flags, Mode::RUSR | Mode::WUSR)?
+        }
+        Err(error) => return Err(error),
+    };
     let mut rest = bytes;
     while !rest.is_empty() {
         match rustix::io::write(&file, rest) {
@@ -49,6 +48,21 @@ pub(super) fn write(at: impl AsFd, name: &str, bytes: &[u8]) -> Result<OwnedFd, 
         }
     }
     Ok(file)
+}
+
+/// Opens it empty; nothing when what stands there isn't a file with this one name.
+fn open_own(at: impl AsFd, name: &str) -> Result<Option<OwnedFd>, Errno> {
+    // Never waits for a FIFO's other end; truncated only once it is known to be ours.
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(at, name, flags, Mode::RUSR | Mode::WUSR)?;
+    let stat = rustix::fs::fstat(&file)?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() || stat.st_nlink != 1 {
+        return Ok(None);
+    }
+    if stat.st_size > 0 {
+        rustix::fs::ftruncate(&file, 0)?;
+    }
+    Ok(Some(file))
 }
 
 /// Reads a regular file; nothing when there is none.
@@ -101,7 +115,7 @@ fn parsed<T: serde::de::DeserializeOwned>(
     Ok(match bytes {
         Ok(None) => Read::Absent,
         // A directory, a link or a monster under this name is not a record of ours.
-        Err(Errno::INVAL | Errno::LOOP | Errno::ISDIR) => Read::Torn,
+        Err(Errno::INVAL | Errno::LOOP | Errno::ISDIR | Errno::NXIO) => Read::Torn,
         Err(error) => return Err(error),
         Ok(Some(bytes)) => match serde_json::from_slice::<T>(&bytes) {
             Ok(record) if ours(&record) => Read::Whole(record),
@@ -161,11 +175,22 @@ pub(super) fn set_out_aside(job: BorrowedFd<'_>, attempt: u32) -> Result<(), Err
         Ok(out) if is_empty(&out)? => return Ok(()),
         Ok(_) => set_aside(job, OUT, &format!("out.aborted.{attempt}"))?,
         Err(Errno::NOENT) => {}
-        // A worker put something else there.
-        Err(Errno::NOTDIR | Errno::LOOP) => set_aside(job, OUT, &format!("out.aborted.{attempt}"))?,
+        // A worker put something else there, or took its own right to it.
+        Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => set_aside(job, OUT, &format!("out.aborted.{attempt}"))?,
         Err(error) => return Err(error),
     }
     rustix::fs::mkdirat(job, OUT, Mode::RWXU)
+}
+
+/// Gives the owner of a job's directory back the rights to it that its worker took: without them nothing can be written
+/// into it, and it can't be moved.
+pub(super) fn regain(at: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    let stat = rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() {
+        return Err(Errno::NOTDIR);
+    }
+    tracing::warn!(job = name, "its worker took the owner's rights to the job's directory; they are given back");
+    rustix::fs::chmodat(at, name, Mode::RWXU, AtFlags::empty())
 }
 
 /// Renames to `name`, or to `name.2` and on when that is taken.

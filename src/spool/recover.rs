@@ -17,7 +17,7 @@ use super::fault_points::Faults;
 use super::finish::Finish;
 use super::ground::Ground;
 use super::orphans::{self, Suspect};
-use super::record::{self, LockNote, Read};
+use super::record::{self, Read};
 use super::{ClaimedJob, Recovered};
 use crate::config::{Mode as RouteMode, Ready, Route, RouteKind};
 use crate::health::{Check, What};
@@ -26,6 +26,7 @@ use crate::item::{
 };
 use crate::root::{Root, RootError};
 use crate::units::{Bytes, Clock};
+use crate::worker::LockRecord;
 
 /// Attempts in a row that were nobody's fault: with one more, the item itself is suspect.
 const UNCOUNTED: usize = 10;
@@ -131,7 +132,7 @@ enum Meaning {
 }
 
 fn take_up(ground: &Ground, id: JobId, dir: &JobDir, recovered: &mut Recovered) -> Result<(), Errno> {
-    let opened = record::open_dir(ground.claimed(), dir.as_str())?;
+    let opened = ground.open_claimed(dir.as_str())?;
     let job = opened.as_fd();
     match meaning(ground, job, id, dir)? {
         Meaning::Intent => {
@@ -273,7 +274,7 @@ fn go_on(
         && last.ended_at.is_none()
         && (rebooted || has_log(job, last.n)?)
     {
-        let note = record::read(job, record::LOCK)?.and_then(|bytes| serde_json::from_slice::<LockNote>(&bytes).ok());
+        let note = record::read(job, record::LOCK)?.and_then(|bytes| serde_json::from_slice::<LockRecord>(&bytes).ok());
         last.pid = note.filter(|note| note.attempt == last.n).map(|note| note.pid).or(last.pid);
         last.ended_at = Some(Timestamp::now());
         last.reason = Some(Reason::Orphaned);

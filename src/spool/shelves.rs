@@ -102,6 +102,7 @@ impl Shelves {
     }
 }
 
-fn is_at(dir: impl AsFd, name: &str) -> bool {
+/// Whether anything of this name lies there.
+pub(super) fn is_at(dir: impl AsFd, name: &str) -> bool {
     rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }

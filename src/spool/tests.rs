@@ -56,7 +56,7 @@ impl Place {
     /// Files what recovery decided; answers with the endings.
     fn file(&self, recovered: Recovered) -> Vec<(Outcome, Option<Reason>, String)> {
         let mut left = recovered.ended;
-        let spool = start_with(self.root.clone(), Clock::start(), recovered.backlog, Faults::default()).unwrap();
+        let mut spool = start_with(self.root.clone(), Clock::start(), recovered.backlog, Faults::default()).unwrap();
         let mut ends = Vec::new();
         while left > 0 {
             if let Answer::Filed { result, dir, .. } = spool.answers.recv_timeout(WAIT).unwrap() {
@@ -65,8 +65,7 @@ impl Place {
                 left -= 1;
             }
         }
-        spool.tasks.send(Task::Stop).unwrap();
-        spool.thread.join().unwrap();
+        spool.stop();
         ends
     }
 
@@ -198,9 +197,8 @@ impl Desk {
     }
 
     fn end(mut self) -> Ended {
-        let spool = self.spool.take().unwrap();
-        spool.tasks.send(Task::Stop).unwrap();
-        spool.thread.join().unwrap();
+        let mut spool = self.spool.take().unwrap();
+        spool.stop();
         spool.tally.read()
     }
 }

@@ -55,6 +55,13 @@ pub(super) fn replace(ground: &Ground, job: &OwnedFd, record: &JobRecord) -> Res
     ground.faults.at("record.written")?;
     // Durable before it replaces the only other copy.
     rustix::fs::fdatasync(file)?;
-    rustix::fs::renameat(job, JOB_TMP, job, JOB)?;
+    match rustix::fs::renameat(job, JOB_TMP, job, JOB) {
+        // A file doesn't replace a directory, which only a worker can have put there.
+        Err(Errno::ISDIR) => {
+            record::set_aside(std::os::fd::AsFd::as_fd(job), JOB, &format!("worker.{JOB}"))?;
+            rustix::fs::renameat(job, JOB_TMP, job, JOB)?;
+        }
+        other => other?,
+    }
     ground.faults.at("record.named")
 }

@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socke
 
 use super::channel::{self, Broken, Message};
 use super::item_check;
-use super::lock::{self, JobLock, LockRecord, Taken};
+use super::lock::{JobLock, LockRecord, Taken};
 use super::log::Log;
 use super::outbox::Outbox;
 use super::process::{Exit, NotStarted, Process};
@@ -22,6 +22,7 @@ use super::strays::{self, Trail};
 use super::thread::StopSwitch;
 use super::{End, Event, Launch, Report, Said, outputs, program};
 use crate::item::{StopWhy, escape};
+use crate::proc::boot_id;
 use crate::sys::spawn::Spawn;
 use crate::units::Clock;
 
@@ -99,7 +100,7 @@ impl<'a> Attempt<'a> {
             attempt: launch.attempt,
             pid: process.pid(),
             start_ticks: process.start_ticks,
-            boot_id: lock::boot_id().to_owned(),
+            boot_id: boot_id().to_owned(),
         };
         let locked = lock.write(&record);
         drop(lock);

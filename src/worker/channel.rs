@@ -16,6 +16,8 @@ pub(super) const MAX_LINE: usize = 1 << 20;
 /// The longest message that is kept for people; the rest is cut.
 const MAX_ERROR: usize = 16 << 10;
 const MAX_PROGRESS: usize = 1 << 10;
+/// How deep a result may be nested: what reads result.json later has its own limit, and none is known below this.
+const MAX_DEPTH: usize = 100;
 /// The longest name of a counter.
 const MAX_NAME: usize = 200;
 
@@ -109,7 +111,13 @@ pub(super) fn parse(line: &[u8]) -> Result<Message, Broken> {
     let Head { kind } = read(line)?;
     match &*kind {
         "ready" => read(line).map(|Ready { .. }| Message::Ready),
-        "done" => read(line).map(|Done { id, result }| Message::Done { id, result }),
+        "done" => {
+            let Done { id, result } = read(line)?;
+            if result.as_ref().is_some_and(|result| is_deeper_than(MAX_DEPTH, result.get())) {
+                return Err(Broken(format!("a result that is nested deeper than {MAX_DEPTH} levels")));
+            }
+            Ok(Message::Done { id, result })
+        }
         "failed" => read(line).map(|Failed { id, error, retry }| Message::Failed {
             id,
             error: shorten(error, MAX_ERROR),
@@ -133,6 +141,25 @@ pub(super) fn parse(line: &[u8]) -> Result<Message, Broken> {
 
 fn read<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, Broken> {
     serde_json::from_slice(line).map_err(|error| Broken(format!("{error}: `{}`", excerpt(line))))
+}
+
+/// Of valid JSON: how deep its arrays and objects go.
+fn is_deeper_than(limit: usize, json: &str) -> bool {
+    let (mut depth, mut in_text, mut escaped) = (0usize, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_text,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => depth += 1,
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > limit {
+            return true;
+        }
+    }
+    false
 }
 
 /// The start of a line, fit to be shown.
@@ -287,6 +314,21 @@ mod tests {
         check(b"{\"type\":\"done\",\"id\":\"somebody\"}\n", "BROKEN ");
         check(b"{\"type\":\"heart\xffbeat\"}\n", "BROKEN ");
         check(b"{\"type\":\"heartbeat\"} {}\n", "BROKEN trailing");
+    }
+
+    #[test]
+    fn a_result_has_a_depth_that_others_can_read() {
+        let check = |result: &str, fine: bool| {
+            let line = format!("{{\"type\":\"done\",\"result\":{result}}}");
+            assert_eq!(parse(line.as_bytes()).is_ok(), fine, "{}", &result[..result.len().min(40)]);
+        };
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        check(&nested(MAX_DEPTH), true);
+        check(&nested(MAX_DEPTH + 1), false);
+        check(&nested(200_000), false);
+        check(&format!("\"{}\"", nested(500)), true);
+        check(&format!("[\"\\\"{}\", {}]", "[".repeat(500), nested(5)), true);
+        check(&format!("[{}]", vec!["{\"a\":[1]}"; 500].join(",")), true);
     }
 
     #[test]

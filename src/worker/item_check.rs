@@ -1,65 +1,33 @@
 //! The last look at an item before its process starts. Attempt 1 wants what was claimed; from then on the worker owns
 //! the item, and a retry only wants something there.
 
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::End;
-use crate::inbox::signature;
+use crate::inbox::signature::{WalkError, of_path};
 use crate::item::Signature;
 
 /// Says what is wrong with the item at `path`, if anything.
 pub(super) fn check(path: &Path, attempt: u32, claimed: Option<&Signature>) -> Result<(), End> {
-    let meta = match fs::symlink_metadata(path) {
-        Ok(meta) => meta,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(End::ItemMissing),
-        Err(error) => return Err(unreadable(path, &error)),
-    };
-    let Some(claimed) = claimed.filter(|_| attempt == 1) else { return Ok(()) };
-    let same = if meta.is_dir() {
-        match signature::of_path(path) {
-            Ok(now) => is_same_tree(claimed, &now),
-            // Something in it went away while it was looked at.
-            Err(error) if error.is_gone() => false,
-            Err(error) => return Err(unreadable(path, &error)),
-        }
-    } else {
-        is_same_file(claimed, &of_metadata(&meta))
-    };
-    if same { Ok(()) } else { Err(End::ItemChanged) }
-}
-
-fn of_metadata(meta: &Metadata) -> Signature {
-    let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
-    Signature {
-        dev: meta.dev(),
-        ino: meta.ino(),
-        size: meta.size(),
-        mtime_ns: nanoseconds(meta.mtime(), meta.mtime_nsec()),
-        ctime_ns: nanoseconds(meta.ctime(), meta.ctime_nsec()),
-        blocks: meta.blocks(),
-        nlink: meta.nlink(),
-        digest: 0,
-        entries: 0,
+    let Some(claimed) = claimed.filter(|_| attempt == 1) else { return is_there(path) };
+    match of_path(path) {
+        Ok(now) if now.is_same_payload(claimed) => Ok(()),
+        // It was no bigger when it was claimed.
+        Ok(_) | Err(WalkError::TooManyEntries(_) | WalkError::TooDeep(_)) => Err(End::ItemChanged),
+        // Something in it went away while it was read, or it did itself.
+        Err(error) if error.is_gone() => is_there(path).and(Err(End::ItemChanged)),
+        Err(error) => Err(unreadable(path, &error)),
     }
 }
 
-/// The claim's own rename changed the ctime, a sync may have changed the blocks, and the producer may have dropped its
-/// other link since.
-fn is_same_file(claimed: &Signature, now: &Signature) -> bool {
-    (claimed.dev, claimed.ino, claimed.mtime_ns, claimed.size) == (now.dev, now.ino, now.mtime_ns, now.size)
-}
-
-/// Where both looked into a directory, its inside is compared: some file systems change the times of a directory that
-/// gets a new parent. An empty one has no inside, and one that wasn't looked into tells nothing of it.
-fn is_same_tree(claimed: &Signature, now: &Signature) -> bool {
-    let has_inside = |it: &Signature| it.digest != 0 || it.entries != 0;
-    let same_inside = (claimed.size, claimed.digest, claimed.entries) == (now.size, now.digest, now.entries);
-    let both = has_inside(claimed) && has_inside(now);
-    (claimed.dev, claimed.ino) == (now.dev, now.ino)
-        && if both { same_inside } else { claimed.mtime_ns == now.mtime_ns }
+fn is_there(path: &Path) -> Result<(), End> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(End::ItemMissing),
+        Err(error) => Err(unreadable(path, &error)),
+    }
 }
 
 fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> End {
@@ -76,7 +44,7 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         fs::write(at("a"), "one").unwrap();
         fs::write(at("b"), "one").unwrap();
-        let claimed = signature::of_path(&at("a")).unwrap();
+        let claimed = of_path(&at("a")).unwrap();
         let check = |name: &str, attempt: u32, claimed: Option<&Signature>| check(&at(name), attempt, claimed).err();
 
         assert_eq!(check("a", 1, Some(&claimed)), None);
@@ -96,26 +64,29 @@ mod tests {
 
     #[test]
     fn a_directory_is_compared_by_its_inside() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        fs::create_dir_all(at("full/sub")).unwrap();
-        fs::write(at("full/sub/file"), "one").unwrap();
-        fs::create_dir(at("empty")).unwrap();
-        let check = |name: &str, claimed: &Signature| check(&at(name), 1, Some(claimed)).err();
-        let full = signature::of_path(&at("full")).unwrap();
-        let empty = signature::of_path(&at("empty")).unwrap();
-
-        fs::create_dir(at("claimed")).unwrap();
-        fs::rename(at("full"), at("claimed/full")).unwrap();
-        fs::rename(at("empty"), at("claimed/empty")).unwrap();
-        assert_eq!(check("claimed/full", &full), None);
-        assert_eq!(check("claimed/empty", &empty), None);
-        let unseen = of_metadata(&fs::symlink_metadata(at("claimed/full")).unwrap());
-        assert_eq!(check("claimed/full", &unseen), None, "one that wasn't looked into");
-
-        fs::write(at("claimed/full/sub/file"), "more").unwrap();
-        assert_eq!(check("claimed/full", &full), Some(End::ItemChanged));
-        fs::write(at("claimed/empty/new"), "").unwrap();
-        assert_eq!(check("claimed/empty", &empty), Some(End::ItemChanged));
+        let check = |change: fn(&Path), expected: Option<End>| {
+            let dir = tempfile::tempdir().unwrap();
+            let (dropped, item) = (dir.path().join("dropped"), dir.path().join("item"));
+            fs::create_dir_all(dropped.join("a/b")).unwrap();
+            fs::create_dir(&item).unwrap();
+            fs::write(dropped.join("a/b/deep"), "one").unwrap();
+            let claimed = of_path(&dropped).unwrap();
+            let item = item.join("dropped");
+            fs::rename(&dropped, &item).unwrap();
+            change(&item);
+            assert_eq!(super::check(&item, 1, Some(&claimed)).err(), expected);
+            assert_eq!(super::check(&item, 2, Some(&claimed)).is_ok(), item.exists());
+        };
+        check(|_| {}, None);
+        check(|item| fs::write(item.join("a/b/deep"), "two").unwrap(), Some(End::ItemChanged));
+        check(|item| fs::write(item.join("a/new"), "").unwrap(), Some(End::ItemChanged));
+        check(|item| fs::remove_file(item.join("a/b/deep")).unwrap(), Some(End::ItemChanged));
+        check(|item| fs::remove_dir_all(item.join("a")).unwrap(), Some(End::ItemChanged));
+        check(|item| fs::remove_dir_all(item).unwrap(), Some(End::ItemMissing));
+        let touched = |item: &Path| {
+            let long_ago = std::time::SystemTime::UNIX_EPOCH;
+            fs::File::open(item).and_then(|top| top.set_modified(long_ago)).unwrap();
+        };
+        check(touched, None);
     }
 }

@@ -1,11 +1,10 @@
 //! A job's `lock` file. The worker's process inherits the `flock` on it and holds it alone: "free" means that nothing
 //! which kept its descriptors lives. What it says (attempt, process, boot) finds those that closed theirs.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::sync::OnceLock;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -25,7 +24,7 @@ pub struct LockRecord {
 impl LockRecord {
     /// What the lock of a job says; nothing where none was started, or the write was cut off.
     pub fn read(dir: &Path) -> io::Result<Option<LockRecord>> {
-        match fs::read(dir.join(NAME)) {
+        match open(File::options().read(true), dir).and_then(read_all) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -34,6 +33,19 @@ impl LockRecord {
 }
 
 const NAME: &str = "lock";
+
+/// The worker may have put anything under the name: a link isn't followed, and a FIFO's other end isn't waited for.
+fn open(options: &mut OpenOptions, dir: &Path) -> io::Result<File> {
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(dir.join(NAME))
+}
+
+fn read_all(file: File) -> io::Result<Vec<u8>> {
+    /// What is longer isn't ours.
+    const LONGEST: u64 = 64 << 10;
+    let mut bytes = Vec::new();
+    file.take(LONGEST).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
 
 /// The lock, taken. Dropping it leaves it to the processes that inherited it.
 #[derive(Debug)]
@@ -51,8 +63,7 @@ pub(super) enum Taken {
 
 impl JobLock {
     pub(super) fn take(dir: &Path) -> io::Result<Taken> {
-        let options = File::options().read(true).write(true).create(true).truncate(false).mode(0o640).to_owned();
-        let file = options.open(dir.join(NAME))?;
+        let file = open(File::options().read(true).write(true).create(true).truncate(false).mode(0o640), dir)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Taken::Yes(JobLock { file })),
             Err(Errno::WOULDBLOCK) => Ok(Taken::Held),
@@ -77,22 +88,14 @@ impl JobLock {
 
 /// Whether somebody holds a job's lock.
 pub fn is_held(dir: &Path) -> bool {
-    let Ok(file) = File::open(dir.join(NAME)) else { return false };
+    let Ok(file) = open(File::options().read(true), dir) else { return false };
     matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
-}
-
-/// Which boot this is; empty where the system doesn't say.
-pub fn boot_id() -> &'static str {
-    static ID: OnceLock<String> = OnceLock::new();
-    ID.get_or_init(|| {
-        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        id.map(|id| id.trim().to_owned()).unwrap_or_default()
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proc::boot_id;
 
     #[test]
     fn a_lock_is_held_until_its_last_copy_is_closed_and_says_who_had_it() {

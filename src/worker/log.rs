@@ -47,7 +47,7 @@ impl Log {
     /// Opens `attempt-<n>.log`. Appending: the process and what it starts write where the end is, whoever wrote last.
     pub(super) fn open(dir: &Path, attempt: u32, max_log: Bytes, now: Instant) -> io::Result<Log> {
         let path = dir.join(format!("attempt-{attempt}.log"));
-        let file = File::options().read(true).append(true).create(true).mode(0o640).open(&path)?;
+        let file = open(&path)?;
         Ok(Log { path, file, limit: max_log.0, pace: Pace::new(now), punched_to: None, unbounded: false })
     }
 
@@ -94,7 +94,9 @@ impl Log {
         );
         // Beside it and renamed over it: a kill in between leaves the log as it was.
         let shorter = self.path.with_extension("log.tmp");
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o640).open(&shorter)?;
+        // Made anew: what stands there is a worker's, or a killed director's.
+        let _absent = fs::remove_file(&shorter);
+        let mut file = File::options().write(true).create_new(true).mode(0o640).open(&shorter)?;
         self.file.seek(SeekFrom::Start(0))?;
         io::copy(&mut (&self.file).take(head), &mut file)?;
         file.write_all(note.as_bytes())?;
@@ -118,6 +120,24 @@ impl Log {
     pub(super) fn speaks_of_memory(&self) -> bool {
         tail(&self.file).is_ok_and(|tail| speaks_of_memory(&tail))
     }
+}
+
+/// Opens it for appending. What an earlier attempt's worker put under the name, and isn't a file, is set aside.
+fn open(path: &Path) -> io::Result<File> {
+    let open = || {
+        let mut options = File::options();
+        options.read(true).append(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        options.open(path)
+    };
+    let foreign = match open() {
+        Ok(file) if file.metadata()?.is_file() => return Ok(file),
+        Ok(_) => true,
+        Err(error) => matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EISDIR | libc::ENXIO)),
+    };
+    if foreign {
+        fs::rename(path, path.with_extension("log.worker.tmp"))?;
+    }
+    open()
 }
 
 fn tail(file: &File) -> io::Result<Vec<u8>> {

@@ -2,7 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use globset::{GlobBuilder, GlobMatcher};
 
@@ -12,15 +16,26 @@ const MAX_DEPTH: usize = 64;
 /// The patterns that nothing in `out` satisfies. A pattern with a `/` is matched against the path below `out`, one
 /// without against a name at any depth. What is empty exists too: markers are.
 pub(super) fn missing(out: &Path, patterns: &[String]) -> io::Result<Vec<String>> {
+    if patterns.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut open: Vec<Pattern> = Vec::new();
+    // A link in its place leads out of the job.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let within = match rustix::fs::open(out, flags, Mode::empty()) {
+        Ok(within) => within,
+        // The worker took `out/` away, or put something else there.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => return Ok(patterns.to_vec()),
+        Err(error) => return Err(error.into()),
+    };
     for text in patterns {
         // Most are plain names, one look each.
-        if !is_literal(text) || !is_there(&out.join(text))? {
+        if !is_literal(text) || !is_there(&within, Path::new(text))? {
             open.push(Pattern::new(text));
         }
     }
     if !open.is_empty() {
-        walk(out, out, 0, &mut open)?;
+        walk(&within, out, out, 0, &mut open)?;
     }
     Ok(open.into_iter().map(|pattern| pattern.text).collect())
 }
@@ -55,12 +70,12 @@ fn is_literal(text: &str) -> bool {
 }
 
 /// Takes the satisfied patterns out of `open`; ends as soon as none is left.
-fn walk(out: &Path, dir: &Path, depth: usize, open: &mut Vec<Pattern>) -> io::Result<()> {
+fn walk(within: &OwnedFd, out: &Path, dir: &Path, depth: usize, open: &mut Vec<Pattern>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let path = entry.path();
         let below = path.strip_prefix(out).unwrap_or(&path);
-        if open.iter().any(|pattern| pattern.takes(below)) && is_there(&path)? {
+        if open.iter().any(|pattern| pattern.takes(below)) && is_there(within, below)? {
             open.retain(|pattern| !pattern.takes(below));
             if open.is_empty() {
                 return Ok(());
@@ -68,7 +83,7 @@ fn walk(out: &Path, dir: &Path, depth: usize, open: &mut Vec<Pattern>) -> io::Re
         }
         // Links are not followed: they may lead out, or round in circles.
         if depth < MAX_DEPTH && entry.file_type()?.is_dir() {
-            walk(out, &path, depth + 1, open)?;
+            walk(within, out, &path, depth + 1, open)?;
             if open.is_empty() {
                 return Ok(());
             }
@@ -77,19 +92,27 @@ fn walk(out: &Path, dir: &Path, depth: usize, open: &mut Vec<Pattern>) -> io::Re
     Ok(())
 }
 
-fn is_there(path: &Path) -> io::Result<bool> {
-    match fs::metadata(path) {
+/// Whether something lies there: links are followed as long as they stay within `out/`.
+fn is_there(within: &OwnedFd, below: &Path) -> io::Result<bool> {
+    match open_within(within, below, OFlags::PATH | OFlags::CLOEXEC) {
         Ok(_) => Ok(true),
-        // A dangling link, a name too long, or nothing at all.
-        Err(error) if is_absence(&error) => Ok(false),
-        Err(error) => Err(error),
+        Err(error) if is_absence(error) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
-fn is_absence(error: &io::Error) -> bool {
-    use io::ErrorKind::*;
-    matches!(error.kind(), NotFound | NotADirectory | InvalidFilename | InvalidInput)
-        || error.raw_os_error() == Some(libc::ELOOP)
+fn open_within(within: &OwnedFd, below: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(within, below, flags, Mode::empty(), resolve) {
+        // An older kernel, or a container that hides the call: a link at the end counts as it is.
+        Err(Errno::NOSYS | Errno::PERM) => rustix::fs::openat(within, below, flags | OFlags::NOFOLLOW, Mode::empty()),
+        other => other,
+    }
+}
+
+/// A dangling link, one that leads out, a name too long, or nothing at all.
+fn is_absence(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::INVAL | Errno::LOOP | Errno::XDEV)
 }
 
 #[cfg(test)]
@@ -114,6 +137,9 @@ mod tests {
         symlink("a.txt", out.join("link.csv")).unwrap();
         symlink("nowhere", out.join("dangling.csv")).unwrap();
         symlink("..", out.join("round")).unwrap();
+        symlink("/etc", out.join("etc")).unwrap();
+        symlink("../outside.txt", out.join("leads-out.txt")).unwrap();
+        symlink("deep", out.join("inner")).unwrap();
 
         let check = |pattern: &str, there: bool| {
             let missing = missing(&out, &[pattern.to_owned()]).unwrap();
@@ -136,6 +162,11 @@ mod tests {
         check("link.csv", true);
         check("dangling.csv", false);
         check("outside.txt", false);
+        check("etc/passwd", false);
+        check("etc", false);
+        check("round/outside.txt", false);
+        check("leads-out.txt", false);
+        check("inner/er/model.bin", true);
         check("../outside.txt", false);
         check("/etc/passwd", false);
         check("[", false);
@@ -147,6 +178,8 @@ mod tests {
         fs::write(out.path().join("b"), "x").unwrap();
         let patterns = ["a", "b", "*.c"].map(str::to_owned);
         assert_eq!(missing(out.path(), &patterns).unwrap(), ["a", "*.c"]);
-        assert!(missing(&out.path().join("gone"), &patterns).is_err());
+        assert_eq!(missing(&out.path().join("gone"), &patterns).unwrap(), patterns);
+        symlink("/etc", out.path().join("elsewhere")).unwrap();
+        assert_eq!(missing(&out.path().join("elsewhere"), &["passwd".to_owned()]).unwrap(), ["passwd"]);
     }
 }

@@ -24,9 +24,9 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, test_kill_process_group, waitid,
 };
 
-use super::lock::{self, LockRecord};
-use super::proc_stat::{ProcStat, all_pids, environment_variable};
+use super::lock;
 use crate::item::JobId;
+use crate::proc::{self, ProcStat, all_pids};
 
 /// The longest that strays may take after they were asked, whatever the route's `kill_grace`.
 const MAX_GRACE: Duration = Duration::from_secs(2);
@@ -84,20 +84,6 @@ pub(super) struct Trail<'a> {
     pub(super) leader: Option<(i32, u64)>,
     /// The job's directory, for its lock.
     pub(super) dir: &'a Path,
-}
-
-/// Ends what an earlier director's worker may have left of a job: for recovery, before the job runs again. Answers how
-/// many processes there were, or that some couldn't be ended.
-pub fn end_leftovers(job: JobId, dir: &Path) -> io::Result<usize> {
-    // Numbers of an earlier boot mean nothing.
-    let record = LockRecord::read(dir)?.filter(|record| record.boot_id == lock::boot_id());
-    let leader = record.map(|record| (record.pid, record.start_ticks));
-    let trail = Trail { job, leader, dir };
-    let ended = end_all(&trail, find(&trail, Thoroughness::AllProcesses), MAX_GRACE);
-    match find(&trail, Thoroughness::AllProcesses).len() {
-        0 => Ok(ended),
-        left => Err(io::Error::other(format!("{left} processes of job {job} can't be ended"))),
-    }
 }
 
 /// Ends the strays of an attempt; answers how many there were.
@@ -238,8 +224,7 @@ fn belongs(stat: &ProcStat, trail: &Trail, whose: Whose) -> bool {
         let reused = ProcStat::read(leader).is_some_and(|now| now.start_ticks != start_ticks);
         return !reused && start_ticks <= stat.start_ticks;
     }
-    let job = environment_variable(stat.pid, "GAMDOK_ID");
-    if let Some(job) = job.as_deref().and_then(|job| std::str::from_utf8(job).ok()?.parse::<JobId>().ok()) {
+    if let Some(job) = proc::job_of(&Path::new("/proc").join(stat.pid.to_string())) {
         if job == trail.job {
             return true;
         }

@@ -221,7 +221,10 @@ impl Host {
 
     /// A process that `/proc` knows.
     pub fn process(&self, pid: u32, name: &str) {
-        self.write(&format!("proc/{pid}/stat"), &format!("{pid} ({name}) S 1 {pid} {pid} 0\n"));
+        self.write(
+            &format!("proc/{pid}/stat"),
+            &format!("{pid} ({name}) S 1 {pid} {pid} 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345\n"),
+        );
     }
 
     fn write(&self, path: &str, text: &str) {
