@@ -13,7 +13,7 @@ use jiff::Timestamp;
 mod common;
 
 use common::floor::Floor;
-use common::{Bench, Root, compare, median, number, pause, until};
+use common::{Bench, Root, compare, median, number, pause};
 
 const CONFIG: &str = r#"
 [inbox]
