@@ -375,10 +375,10 @@ impl Director {
         let (mut new, warnings) = match outcome {
             Ok(read) => read,
             Err(error) => {
-                warn!(%error, "the changed configuration is not valid; the old one stays in force");
+                warn!(error = error.summary(), "the changed configuration is not valid; the old one stays in force");
                 self.set_health(Check::failed(
                     What::Config,
-                    format!("the changed file is not valid, the old one stays in force: {error}"),
+                    format!("the changed file is not valid, the old one stays in force: {}", error.summary()),
                 ));
                 return;
             }

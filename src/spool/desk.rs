@@ -121,6 +121,7 @@ pub(super) struct Desk {
     gather_until: Moment,
     recheck_at: Option<Moment>,
     housekeeping_at: Moment,
+    prune_at: Moment,
     pruning: bool,
     counting: bool,
     publishing: HashMap<JobId, Box<Finish>>,
@@ -155,6 +156,7 @@ impl Desk {
             gather_until: Moment::default(),
             recheck_at: None,
             housekeeping_at: Moment::default(),
+            prune_at: Moment::default(),
             pruning: false,
             counting: false,
             publishing: HashMap::new(),
@@ -221,7 +223,7 @@ impl Desk {
             Some(Task::Stop) | None => self.stopping = true,
             Some(Task::Keep { done, failed }) => {
                 self.retention = Retention { done, failed };
-                self.pruning = done.is_some() || failed.is_some();
+                self.prune_at = self.clock.now();
             }
             Some(task) => self.queue.push_back(task),
         }
@@ -233,7 +235,8 @@ impl Desk {
             return Duration::ZERO;
         }
         let retry = (!self.stalled.is_empty() || self.trouble.is_some()).then_some(self.retry_at);
-        let due = [Some(self.housekeeping_at), retry, self.trailing_at, self.recheck_at];
+        let prune = self.retention.period().map(|_| self.prune_at);
+        let due = [Some(self.housekeeping_at), prune, retry, self.trailing_at, self.recheck_at];
         due.into_iter().flatten().min().unwrap_or_default().0
     }
 

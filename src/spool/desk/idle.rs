@@ -37,11 +37,15 @@ impl Desk {
             self.space.make_ballast();
         } else if self.pruning && self.trailing_at.is_none() {
             self.prune();
+        } else if let Some(period) = self.retention.period()
+            && self.prune_at <= now
+        {
+            self.prune_at = now + period;
+            self.pruning = true;
         } else if self.housekeeping_at <= now {
             self.housekeeping_at = now + HOUSEKEEPING;
             self.books.look(shelf_dir);
             self.counting = self.books.has_work();
-            self.pruning = self.retention.done.is_some() || self.retention.failed.is_some();
         }
     }
 
@@ -56,6 +60,7 @@ impl Desk {
                     more = removed.more,
                     "removed old jobs"
                 );
+                self.answer(Answer::Counted);
             }
             Ok(None) => self.pruning = false,
             Err(error) => {
