@@ -217,6 +217,9 @@ pub(crate) fn looked_at(reading: &Reading) -> Moment {
     }
 }
 
+/// After this long a check counts as failed, as far as the driver answers at all.
+const UNANSWERED: Duration = Duration::from_secs(1);
+
 /// The ends within this span decide how far ahead claims go.
 pub const RECENT: Duration = Duration::from_millis(100);
 
@@ -520,9 +523,9 @@ impl State {
         for reading in &snapshot.devices {
             let device = self.devices.entry(reading.id.clone()).or_default();
             device.history.observe(reading, &device.leases, &self.rules);
-            if device.asked_at.is_some_and(|asked| asked <= looked_at(reading)) {
-                device.asked_at = None;
-            }
+            // A look that failed answers nothing, and may be asked for again.
+            let is_open = |asked: &Moment| *asked > looked_at(reading) && self.now.since(*asked) < UNANSWERED;
+            device.asked_at = device.asked_at.filter(is_open);
         }
         for device in self.devices.values_mut() {
             if device.cordon_ends().is_some_and(|end| end <= self.now) {

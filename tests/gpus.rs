@@ -135,10 +135,11 @@ fn running(status: &Value) -> Vec<String> {
     rows
 }
 
-/// A route whose worker writes its environment down, waits for its gate, and exits as the gate says.
+/// A route whose worker writes its environment down, waits for its gate, and exits as the gate says. It shuts the gate
+/// behind it: the next attempt waits again.
 fn gated(name: &str, extra: &str) -> String {
     let script = "env >\"$GAMDOK_OUT/env\"; until [ -e \"$GATES/$GAMDOK_NAME\" ]; do sleep 0.01; done; \
-                  exit \"$(cat \"$GATES/$GAMDOK_NAME\")\"";
+                  code=$(cat \"$GATES/$GAMDOK_NAME\"); rm \"$GATES/$GAMDOK_NAME\"; exit \"$code\"";
     let command = json!(["sh", "-c", script, "sh", "{item}"]);
     format!("[[route]]\nname = \"{name}\"\nmatch = [\"{name}*\"]\nbackoff = \"10ms\"\ncommand = {command}\n{extra}\n")
 }
@@ -247,9 +248,11 @@ fn the_next_item_waits_for_the_memory_of_the_last() {
     farm.until_devices(&[&format!(
         "1 busy: its last worker is still leaving it: pid {pid}, which has ended or is hidden"
     )]);
-    farm.change(|state| state.gpus[0].processes.clear());
-    farm.until_devices(&["1 busy: its memory is still being given back: 20.0 GiB"]);
-    farm.change(|state| state.gpus[0].used = 4 << 20);
+    farm.until_reason("a-2", "GPU 0 is busy: its last worker is still leaving it");
+    farm.change(|state| {
+        state.gpus[0].used = 4 << 20;
+        state.gpus[0].processes.clear();
+    });
     farm.until_running(&["a-2 on 1"]);
     farm.open("a-2", 0);
     farm.until_done(2);
@@ -400,7 +403,7 @@ fn mig_instances_take_the_work_and_their_gpu_does_not() {
     farm.world.until("held", |status| {
         let held = status["held"].as_array().into_iter().flatten().next();
         held.is_some_and(|it| {
-            text(it["reason"].as_str().unwrap_or_default().as_bytes()).contains("needs 2 GPUs together")
+            text(it["reason"].as_str().unwrap_or_default().as_bytes()).contains("needs 2 GPUs, this host has 0")
         })
     });
     ["a-1", "a-2", "a-3"].iter().for_each(|name| farm.open(name, 0));
@@ -487,7 +490,6 @@ fn a_worker_that_outlives_its_director_keeps_the_gpu() {
     other.until("it is done", |status| status["counts"]["done"] == 1);
     assert_eq!(second.stop(), 0);
     // The next start finds the orphan's end.
-    fs::remove_file(farm.world.scratch("gates/a")).expect("close the gate");
     let first = farm.world.start();
     farm.until_running(&["a on 1"]);
     farm.open("a", 0);

@@ -157,7 +157,7 @@ impl Root {
     }
 
     /// With these in its environment.
-    pub(crate) fn start_with(&self, env: &[(&'static str, OsString)]) -> Director {
+    pub(crate) fn start_with(&self, env: &[(&str, OsString)]) -> Director {
         Director::start(self, env)
     }
 
@@ -220,7 +220,7 @@ pub(crate) struct Director {
 }
 
 impl Director {
-    fn start(root: &Root, env: &[(&'static str, OsString)]) -> Director {
+    fn start(root: &Root, env: &[(&str, OsString)]) -> Director {
         let sockets = tempfile::tempdir().expect("a folder");
         let path = sockets.path().join("notify");
         let notify = UnixDatagram::bind(&path).expect("a socket");
@@ -232,8 +232,8 @@ impl Director {
             .arg(&root.dir)
             .arg("--config")
             .arg(&root.config_file)
+            .envs(env.iter().cloned())
             .env("NOTIFY_SOCKET", &path)
-            .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("shared"))
             .stderr(log)
@@ -315,7 +315,12 @@ impl Clockings {
     /// When the next worker began and ended.
     pub(crate) fn next(&self) -> io::Result<(u64, u64)> {
         let mut moments = [0; 16];
-        self.socket.recv(&mut moments)?;
+        // A wait with a limit isn't taken up again after an interruption (a stopped and continued process).
+        while let Err(error) = self.socket.recv(&mut moments) {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
         let (began, ended) = moments.split_at(8);
         let read = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or(0);
         Ok((read(began), read(ended)))

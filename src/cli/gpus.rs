@@ -11,8 +11,8 @@ use super::trouble::{Trouble, exit, of_root};
 use super::{Global, output};
 use crate::api::client::{Client, ClientError};
 use crate::api::view::DeviceView;
-use crate::config::{Config, Devices};
-use crate::devices::{Cordon, CordonBy, HostMode, Snapshot, cpu_slots, prober};
+use crate::config::Config;
+use crate::devices::{Cordon, CordonBy, HostMode, Snapshot, prober, resolved};
 use crate::spool;
 use crate::state::State;
 use crate::units::Clock;
@@ -66,8 +66,7 @@ pub(super) fn probe(config: &Config) -> Result<Probed, Trouble> {
             "see whether `nvidia-smi` answers; look at `dmesg` for Xid lines",
         )
     })?;
-    let rules = Devices { cpu_slots: Some(cpu_slots(&config.devices)), ..config.devices.clone() };
-    let mut state = State::new(rules);
+    let mut state = State::new(resolved(&config.devices));
     state.now = clock.now();
     for device in spool::cordons::read(&config.root.join(".gamdok")).map_err(|wrong| of_root(&wrong))? {
         state.device_mut(&device).cordon = Some(Cordon { by: CordonBy::Hand, since: state.now, reason: String::new() });

@@ -119,6 +119,8 @@ impl Cadence {
                 looks.sensors = dues.sensors <= soon;
             }
             looks.processes |= dues.processes <= near;
+            // Whatever starts on the strength of this look has the counter's beginning.
+            looks.energy |= looks.processes;
             looks.health |= dues.health <= near;
             (looks != Looks::NONE).then(|| (id.clone(), looks))
         };
@@ -265,8 +267,7 @@ mod tests {
         let mut cadence = Cadence::default();
         cadence.enumerated([gpu()].iter(), at(0));
         cadence.attend(leased.then(gpu).into_iter().collect(), work_waits, at(0));
-        // What a worker uses is counted while it runs.
-        assert_eq!(cadence.due(at(0)), [(gpu(), Looks { energy: leased, ..EVERYTHING })]);
+        assert_eq!(cadence.due(at(0)), [(gpu(), EVERYTHING)]);
         cadence.looked(&reading(0, 0), EVERYTHING, false, FLOOR, at(0));
         cadence
     }

@@ -39,7 +39,9 @@ impl Director {
                 debug!(job = %id, %device, by, "the device is another director's");
                 let cordon = Cordon { by: CordonBy::OtherDirector, since: self.state.now, reason: by };
                 // What keeps it out for longer stands.
-                self.state.device_mut(&device).cordon.get_or_insert(cordon);
+                if self.state.cordon(&device).is_none() {
+                    self.state.device_mut(&device).cordon = Some(cordon);
+                }
                 return;
             }
         };

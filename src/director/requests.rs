@@ -124,6 +124,7 @@ impl Director {
                 "see the health of spool and space in `gamdok status`, then ask again",
             )
         });
+        self.publish();
         let _ = reply.send(answer);
     }
 

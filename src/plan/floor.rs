@@ -106,8 +106,7 @@ impl Spot<'_> {
         let busy = matches!(verdict, Verdict::Busy(_));
         let doubtful = busy && reading.kind.is_gpu() && !since_exit;
         let fresh = !doubtful && (!driven || (since_exit && state.now.since(looked_at) <= FRESH));
-        // A look that failed answers nothing: it is asked for again, not waited for until the next round.
-        let asked = device.and_then(|device| device.asked_at).is_some_and(|at| state.now.since(at) < FRESH);
+        let asked = device.is_some_and(|device| device.asked_at.is_some());
         let mut spot = Spot {
             reading,
             look: if fresh {

@@ -36,6 +36,10 @@ const CLAIMS: usize = 64;
 /// The first wait after the disk refused; doubles.
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_AT_MOST: Duration = Duration::from_secs(5);
+/// A round costs about the same for one thing as for a hundred. After a group of so many things the next one gathers
+/// for a while first; a smaller group means that someone may be waiting for each of them.
+const CROWD: usize = 8;
+const GATHER: Duration = Duration::from_millis(5);
 /// A move that nothing else follows becomes durable after this.
 const TRAILING: Duration = Duration::from_millis(20);
 /// How often low space is looked at until there is enough.
@@ -113,6 +117,8 @@ pub(super) struct Desk {
     /// What is wrong with writing, as it was last said.
     trouble: Option<Check>,
     trailing_at: Option<Moment>,
+    /// When the group that gathers is taken in.
+    gather_until: Moment,
     recheck_at: Option<Moment>,
     housekeeping_at: Moment,
     pruning: bool,
@@ -146,6 +152,7 @@ impl Desk {
             backoff: BACKOFF,
             trouble: None,
             trailing_at: None,
+            gather_until: Moment::default(),
             recheck_at: None,
             housekeeping_at: Moment::default(),
             pruning: false,
@@ -177,6 +184,13 @@ impl Desk {
 
     /// Waits for what comes first. False: everything is done that can be done, and the end was asked for.
     fn next(&mut self, tasks: &Receiver<Task>) -> bool {
+        let gathering = self.gather_until.since(self.clock.now());
+        if gathering > Duration::ZERO && !self.stopping {
+            // Not a wait for tasks: each would wake this thread.
+            if let Ok(word) = self.published.1.recv_timeout(gathering) {
+                self.published(word);
+            }
+        }
         if self.queue.is_empty() && self.named.is_empty() && !self.stopping {
             let wait = self.wait_for().saturating_sub(self.clock.now().0);
             if wait > Duration::ZERO {
@@ -244,7 +258,11 @@ impl Desk {
         ops.extend(tasks);
         ops.retain_mut_into(|op| op.carry_out(&self.ground, how), &mut refused);
         ops.extend(self.move_in(claims));
+        let crowded = ops.len() >= CROWD;
         self.round(&mut ops, how, &mut refused);
+        if crowded {
+            self.gather_until = self.clock.now() + GATHER;
+        }
         let clean = refused.is_empty();
         for op in ops {
             self.settle(op, &mut refused);

@@ -78,7 +78,10 @@ impl<'a> Attempt<'a> {
 
     /// Runs it from its start to its end.
     pub(super) fn carry_out(mut self) -> End {
-        self.course().unwrap_or_else(|end| end)
+        let end = self.course().unwrap_or_else(|end| end);
+        // Last, so that the report follows at once: together they wake the director once.
+        self.outbox.finish();
+        end
     }
 
     /// An early end is an error here only to the `?`.
@@ -106,7 +109,8 @@ impl<'a> Attempt<'a> {
         drop(lock);
         let at = Timestamp::now();
         (self.report.pid, self.report.started_at) = (Some(process.pid()), Some(at));
-        self.outbox.started(Event::Started { job: launch.job, attempt: launch.attempt, pid: process.pid(), at });
+        let started = Event::Started { job: launch.job, attempt: launch.attempt, pid: process.pid(), at };
+        self.outbox.started(started, Instant::now());
         if let Err(error) = locked {
             // The flock itself holds; only a restarted director would miss the number.
             tracing::warn!(job = %launch.job, %error, "cannot write the process into the job's lock");
@@ -119,7 +123,6 @@ impl<'a> Attempt<'a> {
         let leader = Some((process.pid(), process.start_ticks));
         strays::end(&Trail { job: launch.job, leader, dir: &launch.dir }, launch.kill_grace);
         drop(process);
-        self.outbox.finish();
 
         if let Err(error) = log.settle() {
             tracing::warn!(job = %launch.job, %error, "cannot cut a log that is longer than max_log");

@@ -1,4 +1,4 @@
-//! Workers: one short-lived thread for each attempt. It starts the process, listens to it, ends it, kills what it left
+//! Workers: one thread for each attempt while it lasts. It starts the process, listens to it, ends it, kills what it left
 //! behind, and reports exactly once, whatever happens.
 
 mod attempt;
