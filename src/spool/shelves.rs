@@ -81,18 +81,14 @@ impl Shelves {
         !self.unsynced.is_empty()
     }
 
-    /// One by one; the targets first, then where they came from is the caller's.
-    pub(super) fn sync_each(&self, ground: &Ground) -> Result<(), Errno> {
-        for key in &self.unsynced {
-            match self.open.get(key) {
-                Some(day) => rustix::fs::fsync(day)?,
-                None => rustix::fs::fsync(record::open_dir(open_shelf(ground, key.0)?, key.1.as_str())?)?,
-            }
-        }
-        for shelf in &self.new_days {
-            rustix::fs::fsync(open_shelf(ground, *shelf)?)?;
-        }
-        Ok(())
+    /// What is to be synced; the targets, where the jobs came from is the caller's.
+    pub(super) fn unsynced(&self, ground: &Ground) -> Result<Vec<OwnedFd>, Errno> {
+        let day = |key: &(Shelf, String)| match self.open.get(key) {
+            Some(day) => rustix::io::fcntl_dupfd_cloexec(day, 0),
+            None => record::open_dir(open_shelf(ground, key.0)?, key.1.as_str()),
+        };
+        let shelf = |shelf: &Shelf| open_shelf(ground, *shelf);
+        self.unsynced.iter().map(day).chain(self.new_days.iter().map(shelf)).collect()
     }
 
     /// A round has covered all moves before it.
