@@ -16,6 +16,7 @@ mod retention;
 mod revive;
 mod shelves;
 mod space;
+mod spares;
 mod sync;
 pub mod tally;
 mod write;
