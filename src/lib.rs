@@ -1,4 +1,10 @@
-//! gamdok (감독, "director"): a GPU-aware director/worker scheduler.
+//! gamdok (감독, "director"): a GPU-aware director/worker scheduler. A file dropped into a folder becomes exactly one
+//! outcome, worked on by a short-lived worker on an idle device.
+//!
+//! [`director`] is the loop and the only owner of [`state`]: events come in through one door, [`plan`] decides without a
+//! clock, file or driver, and effects go out to the threads that carry them out: [`inbox`] finds items, [`spool`] claims
+//! and files them, [`worker`] runs one attempt each, [`devices`] asks the driver, [`ledger`] keeps an index, [`api`]
+//! answers the [`cli`]. The README's ARCHITECTURE section tells the rest.
 
 pub mod api;
 pub mod cli;
@@ -12,6 +18,7 @@ pub mod item;
 pub mod ledger;
 pub mod logging;
 pub mod plan;
+pub mod proc;
 pub mod root;
 pub mod spool;
 pub mod state;

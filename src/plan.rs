@@ -17,6 +17,7 @@ use crate::inbox::{Candidate, CandidateKey};
 use crate::item::{JobId, Stage};
 use crate::state::{Demand, Line, Phase, Pool, Rank, State};
 
+pub(crate) use floor::for_more;
 use floor::{Floor, Look, Need, Taking};
 pub use waits::{Waits, why_offer_waits, why_waiting};
 

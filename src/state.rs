@@ -217,6 +217,9 @@ pub(crate) fn looked_at(reading: &Reading) -> Moment {
     }
 }
 
+/// After this long a check counts as failed, as far as the driver answers at all.
+const UNANSWERED: Duration = Duration::from_secs(1);
+
 /// The ends within this span decide how far ahead claims go.
 pub const RECENT: Duration = Duration::from_millis(100);
 
@@ -520,9 +523,9 @@ impl State {
         for reading in &snapshot.devices {
             let device = self.devices.entry(reading.id.clone()).or_default();
             device.history.observe(reading, &device.leases, &self.rules);
-            if device.asked_at.is_some_and(|asked| asked <= looked_at(reading)) {
-                device.asked_at = None;
-            }
+            // A look that failed answers nothing, and may be asked for again.
+            let is_open = |asked: &Moment| *asked > looked_at(reading) && self.now.since(*asked) < UNANSWERED;
+            device.asked_at = device.asked_at.filter(is_open);
         }
         for device in self.devices.values_mut() {
             if device.cordon_ends().is_some_and(|end| end <= self.now) {
@@ -547,6 +550,11 @@ impl State {
         device.cordon.as_ref().filter(|_| device.cordon_ends().is_none_or(|end| end > self.now))
     }
 
+    /// The same for a device of the snapshot: what keeps a GPU out keeps its MIG instances out.
+    pub fn cordon_of(&self, reading: &Reading) -> Option<&Cordon> {
+        self.cordon(&reading.id).or_else(|| self.cordon(reading.parent.as_ref()?))
+    }
+
     /// The next moment at which time alone changes what a device may take, for the director's timer.
     pub fn next_change(&self, snapshot: &Snapshot) -> Option<Moment> {
         let present = snapshot.devices.iter().filter_map(|reading| self.devices.get(&reading.id));
@@ -565,7 +573,7 @@ impl State {
     pub fn verdict(&self, reading: &Reading, snapshot: &Snapshot) -> Verdict {
         static NONE: std::sync::LazyLock<Device> = std::sync::LazyLock::new(Device::default);
         let device = self.devices.get(&reading.id).unwrap_or(&NONE);
-        let cordon = self.cordon(&reading.id);
+        let cordon = self.cordon_of(reading);
         devices::verdict(reading, &device.history, &device.leases, cordon, snapshot, &self.rules, self.now)
     }
 

@@ -68,7 +68,7 @@ enum Fate {
 /// What the spool has yet to answer.
 #[derive(Clone, Debug)]
 enum Task {
-    Claim { id: JobId, candidate: Candidate },
+    Claim { id: JobId, candidate: Box<Candidate> },
     Prepare { id: JobId },
     Finish { id: JobId, outcome: Outcome },
 }
@@ -273,7 +273,7 @@ impl World {
         let mut record = record(n, candidate.route.clone());
         record.id = id;
         self.state.insert(Job { record: Arc::new(record), stage: Stage::Claiming, pid: None, progress: None });
-        self.spool.push(Task::Claim { id, candidate });
+        self.spool.push(Task::Claim { id, candidate: Box::new(candidate) });
         self.of_job.insert(id, n);
         assert_eq!(self.items.insert(n, Fate::Claimed(id)), Some(Fate::Offered), "an item is claimed once");
     }
@@ -285,7 +285,7 @@ impl World {
         }
         let at = self.chance.below(self.spool.len() as u64) as usize;
         match self.spool.swap_remove(at) {
-            Task::Claim { id, candidate } => self.claim_answered(id, candidate),
+            Task::Claim { id, candidate } => self.claim_answered(id, *candidate),
             Task::Prepare { id } => match self.state.job(id).expect("a prepared job").stage.clone() {
                 Stage::Preparing { .. } => self.launch(id),
                 // A stop came first: nothing was started, and its worker says so.

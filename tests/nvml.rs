@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gamdok::config::{self, Backend, Idle, Policy, Sim, Visible};
+use gamdok::config::{self, Backend, Idle};
 use gamdok::devices::{self, Ask, DeviceId, DeviceKind, History, HostMode, Lease, Leases, Prober, Reading, Snapshot};
 use gamdok::item::JobId;
 use gamdok::units::{Bytes, Clock};
@@ -73,23 +73,8 @@ fn scenario(setup: Setup, body: impl FnOnce(&mut World)) {
 }
 
 fn rules() -> config::Devices {
-    config::Devices {
-        backend: Backend::Auto,
-        include: vec![],
-        exclude: vec![],
-        slots: 1,
-        cpu_slots: Some(2),
-        policy: Policy::LeastConnections,
-        visible: Visible::Uuid,
-        affinity: true,
-        idle: Idle {
-            max_memory_used: Bytes(600 << 20),
-            max_utilization: 15,
-            settle: Duration::from_secs(1),
-            ignore_processes: vec!["Xorg".into()],
-        },
-        sim: Sim { gpus: 4, memory: Bytes(80 * GIB) },
-    }
+    let idle = Idle { ignore_processes: vec!["Xorg".into()], ..Idle::default() };
+    config::Devices { cpu_slots: Some(2), idle, ..config::Devices::default() }
 }
 
 /// The part of a director that looks after devices.
@@ -223,7 +208,7 @@ fn a_foreign_process_is_named_and_must_be_gone_twice() {
         world.host.process(411, "jupyter");
         world.until(&[FREE]);
         world.change(|state| state.gpus[0].processes = vec![("compute", 411, 3 * GIB)]);
-        world.until(&["GPU-1 busy: 3.0 GiB held by pid 411 jupyter (root)"]);
+        world.until(&["GPU-1 busy: 3.0 GiB held by pid 411 jupyter (tester)"]);
         world.change(|state| state.gpus[0].processes.clear());
         world.until(&["GPU-1 busy: others used it until a moment ago"]);
         // The second look comes by itself.
@@ -243,7 +228,7 @@ fn graphics_processes_are_ignored_by_name_only() {
             state.gpus[0].used = GIB;
             state.gpus[1].processes = vec![("graphics", 10, GIB)];
         });
-        world.until(&[FREE, "GPU-2 busy: 1.0 GiB held by pid 10 blender (root)"]);
+        world.until(&[FREE, "GPU-2 busy: 1.0 GiB held by pid 10 blender (tester)"]);
     });
 }
 
@@ -252,7 +237,7 @@ fn an_mps_client_is_seen() {
     let gpu = Gpu { processes: vec![("mps", 9, GIB)], ..Gpu::idle(1) };
     scenario(gpus(&[gpu]), |world| {
         world.host.process(9, "client");
-        world.until(&["GPU-1 busy: 1.0 GiB held by pid 9 client (root), of an MPS server"]);
+        world.until(&["GPU-1 busy: 1.0 GiB held by pid 9 client (tester), of an MPS server"]);
     });
 }
 
@@ -515,7 +500,7 @@ fn an_old_driver_is_asked_in_its_own_way() {
     let gpu = Gpu { processes: vec![("compute", 411, GIB)], ..Gpu::idle(1) };
     scenario(Setup { driver: Driver::Old, ..gpus(&[gpu]) }, |world| {
         world.host.process(411, "jupyter");
-        world.until(&["GPU-1 busy: 1.0 GiB held by pid 411 jupyter (root)"]);
+        world.until(&["GPU-1 busy: 1.0 GiB held by pid 411 jupyter (tester)"]);
         assert_eq!(world.reading("GPU-1").memory_used, Some(Bytes(4 << 20)));
     });
 }

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each comparison uses its own part")]
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -151,7 +153,39 @@ impl Root {
     }
 
     pub(crate) fn start(&self) -> Director {
-        Director::start(self)
+        Director::start(self, &[])
+    }
+
+    /// With these in its environment.
+    pub(crate) fn start_with(&self, env: &[(&str, OsString)]) -> Director {
+        Director::start(self, env)
+    }
+
+    /// What became of each item that succeeded.
+    pub(crate) fn results(&self) -> Vec<Outcome> {
+        let days = fs::read_dir(self.dir.join("done")).expect("read").flatten();
+        let jobs = days.flat_map(|day| fs::read_dir(day.path()).expect("read").flatten());
+        jobs.map(|job| Outcome::read(&job.path().join("result.json"))).collect()
+    }
+}
+
+/// When an item arrived, started and ended, by its result.
+pub(crate) struct Outcome {
+    pub(crate) arrived: Timestamp,
+    pub(crate) started: Timestamp,
+    pub(crate) finished: Timestamp,
+}
+
+impl Outcome {
+    fn read(file: &Path) -> Outcome {
+        let text = fs::read(file).expect("a result");
+        let result: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        let time = |value: &serde_json::Value| value.as_str().and_then(|text| text.parse().ok()).expect("a time");
+        Outcome {
+            arrived: time(&result["arrived_at"]),
+            started: time(&result["attempts"][0]["started_at"]),
+            finished: time(&result["finished_at"]),
+        }
     }
 }
 
@@ -186,7 +220,7 @@ pub(crate) struct Director {
 }
 
 impl Director {
-    fn start(root: &Root) -> Director {
+    fn start(root: &Root, env: &[(&str, OsString)]) -> Director {
         let sockets = tempfile::tempdir().expect("a folder");
         let path = sockets.path().join("notify");
         let notify = UnixDatagram::bind(&path).expect("a socket");
@@ -198,6 +232,7 @@ impl Director {
             .arg(&root.dir)
             .arg("--config")
             .arg(&root.config_file)
+            .envs(env.iter().cloned())
             .env("NOTIFY_SOCKET", &path)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("shared"))
@@ -224,21 +259,19 @@ impl Director {
         line.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 
-    /// What all its threads used so far: nanoseconds on a core, and times they went to sleep of their own will.
-    pub(crate) fn used(&self) -> (u64, u64) {
-        let mut used = (0, 0);
-        for task in fs::read_dir(self.proc("task")).expect("the director runs").flatten() {
+    /// What each of its threads used so far.
+    pub(crate) fn used(&self) -> Vec<Used> {
+        let task = |task: fs::DirEntry| {
             let read = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
-            used.0 += read("schedstat").split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
             let status = read("status");
             let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-            used.1 += switches.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
-        }
-        used
-    }
-
-    pub(crate) fn threads(&self) -> usize {
-        fs::read_dir(self.proc("task")).map_or(0, |tasks| tasks.count())
+            Used {
+                thread: read("comm").trim().to_owned(),
+                cpu_ns: read("schedstat").split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0),
+                wakes: switches.and_then(|count| count.trim().parse().ok()).unwrap_or(0),
+            }
+        };
+        fs::read_dir(self.proc("task")).expect("the director runs").flatten().map(task).collect()
     }
 
     fn proc(&self, name: &str) -> String {
@@ -252,6 +285,14 @@ impl Director {
         let status = self.child.wait().expect("waited for");
         assert!(status.success(), "the director ended with {status}");
     }
+}
+
+/// One thread's use of the machine.
+pub(crate) struct Used {
+    pub(crate) thread: String,
+    pub(crate) cpu_ns: u64,
+    /// Times it went to sleep of its own will.
+    pub(crate) wakes: u64,
 }
 
 /// Where workers of this comparison say when they began and ended: the comparison's own executable, started with
@@ -274,7 +315,12 @@ impl Clockings {
     /// When the next worker began and ended.
     pub(crate) fn next(&self) -> io::Result<(u64, u64)> {
         let mut moments = [0; 16];
-        self.socket.recv(&mut moments)?;
+        // A wait with a limit isn't taken up again after an interruption (a stopped and continued process).
+        while let Err(error) = self.socket.recv(&mut moments) {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
         let (began, ended) = moments.split_at(8);
         let read = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or(0);
         Ok((read(began), read(ended)))

@@ -5,9 +5,10 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::devices::{HostMode, Reading, Snapshot};
+use crate::devices::{DeviceKind, HostMode, Reading, Snapshot, Verdict};
 use crate::health::Check;
 use crate::item::{Attempt, JobRecord, ResultRecord, escape};
+use crate::plan;
 use crate::state::State;
 
 /// One numbered copy of the director's state.
@@ -84,6 +85,21 @@ impl DeviceView {
     pub fn new(state: &State, reading: &Reading, snapshot: &Snapshot) -> DeviceView {
         let verdict = state.verdict(reading, snapshot);
         let leases = state.device(&reading.id).map(|device| device.leases.held.as_slice()).unwrap_or_default();
+        let slots = state.slots(reading);
+        // CPU slots are many: the pool is leased once none is free.
+        let full = reading.kind != DeviceKind::Cpu || leases.len() >= slots as usize;
+        let word = if verdict == Verdict::Leased && !full { Verdict::Free.word() } else { verdict.word() };
+        let reason = match &verdict {
+            Verdict::Leased => {
+                let taken = format!("{} of {slots} slot{} taken", leases.len(), if slots == 1 { "" } else { "s" });
+                // What a lease outranks keeps the next one out all the same.
+                match plan::for_more(state, snapshot, reading) {
+                    Verdict::Free | Verdict::Leased => taken,
+                    other => format!("{taken}, takes no more: {other}"),
+                }
+            }
+            other => other.to_string(),
+        };
         let job = |lease: &crate::devices::Lease| match state.job(lease.job) {
             Some(job) => job.record.dir().to_string(),
             None => lease.job.to_string(),
@@ -93,9 +109,9 @@ impl DeviceView {
             index: reading.index,
             kind: reading.kind,
             name: reading.name.clone(),
-            verdict: verdict.word().to_owned(),
-            reason: verdict.to_string(),
-            slots: state.slots(reading),
+            verdict: word.to_owned(),
+            reason: crate::item::escape(reason.as_bytes()),
+            slots,
             leases: leases.iter().map(job).collect(),
             memory_total: reading.memory_total.map(|bytes| bytes.0),
             memory_used: reading.memory_used.map(|bytes| bytes.0),

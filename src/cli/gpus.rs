@@ -7,12 +7,13 @@ use std::time::Duration;
 use clap::Args;
 
 use super::status;
-use super::trouble::{Trouble, exit};
+use super::trouble::{Trouble, exit, of_root};
 use super::{Global, output};
 use crate::api::client::{Client, ClientError};
 use crate::api::view::DeviceView;
 use crate::config::Config;
-use crate::devices::{HostMode, Snapshot, prober};
+use crate::devices::{Cordon, CordonBy, HostMode, Snapshot, prober, resolved};
+use crate::spool;
 use crate::state::State;
 use crate::units::Clock;
 
@@ -65,8 +66,11 @@ pub(super) fn probe(config: &Config) -> Result<Probed, Trouble> {
             "see whether `nvidia-smi` answers; look at `dmesg` for Xid lines",
         )
     })?;
-    let mut state = State::new(config.devices.clone());
+    let mut state = State::new(resolved(&config.devices));
     state.now = clock.now();
+    for device in spool::cordons::read(&config.root.join(".gamdok")).map_err(|wrong| of_root(&wrong))? {
+        state.device_mut(&device).cordon = Some(Cordon { by: CordonBy::Hand, since: state.now, reason: String::new() });
+    }
     state.observe(&snapshot);
     let devices = snapshot.devices.iter().map(|reading| DeviceView::new(&state, reading, &snapshot)).collect();
     Ok(Probed { mode: snapshot.mode, devices, trouble: snapshot.trouble.clone(), snapshot })

@@ -1,8 +1,11 @@
 //! `gamdok list`: items and jobs, one a row; what hasn't ended first, then the newest that has.
 
+use std::collections::HashSet;
+
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use jiff::Timestamp;
+use unicode_width::UnicodeWidthStr as _;
 
 use super::source::Source;
 use super::table::{Column, Table};
@@ -13,6 +16,10 @@ use crate::api::view::Listed;
 
 /// More rows than this are for programs.
 const FOR_PEOPLE: usize = 100;
+
+/// Every command takes an item's name where it is the only one. A name that is longer than this may be cut in the table,
+/// and nobody likes to type it: its row also shows the id.
+const LONG_NAME: usize = 40;
 
 #[derive(Debug, Args)]
 pub(super) struct List {
@@ -86,7 +93,9 @@ pub(super) fn render(rows: &[Listed], now: Timestamp, width: usize) -> String {
         Column::text("REASON", 10),
         Column::fixed("ID"),
     ]);
+    let shared = shared(rows);
     let ids = shortest(rows);
+    let needs_id = |row: &Listed| LONG_NAME < row.name.width() || shared.contains(row.name.as_str());
     for row in rows {
         let name = if row.folder.is_empty() { row.name.clone() } else { format!("{}/{}", row.folder, row.name) };
         table.row([
@@ -96,7 +105,11 @@ pub(super) fn render(rows: &[Listed], now: Timestamp, width: usize) -> String {
             if row.attempts > 0 { row.attempts.to_string() } else { String::new() },
             largest(output::ago(now, row.finished_at.or(row.arrived_at))),
             row.reason.clone().unwrap_or_default(),
-            row.id.as_ref().map(|id| id.get(..ids).unwrap_or(id).to_owned()).unwrap_or_default(),
+            row.id
+                .as_ref()
+                .filter(|_| needs_id(row))
+                .map(|id| id.get(..ids).unwrap_or(id).to_owned())
+                .unwrap_or_default(),
         ]);
     }
     table.render(width)
@@ -113,6 +126,12 @@ fn shortest(rows: &[Listed]) -> usize {
     let common = |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
     let needed = ids.windows(2).map(|two| common(two[0], two[1]) + 1).max().unwrap_or(0);
     needed.clamp(LEAST, WHOLE)
+}
+
+/// The names that more than one row has.
+fn shared(rows: &[Listed]) -> HashSet<&str> {
+    let mut seen = HashSet::new();
+    rows.iter().map(|row| row.name.as_str()).filter(|name| !seen.insert(*name)).collect()
 }
 
 /// The first of the two units: a row has little room.
@@ -149,14 +168,30 @@ mod tests {
             },
             Listed { arrived_at: at("2026-11-20T12:00:00Z"), folder: "low".to_owned(), ..row("ready", "감독.wav") },
         ];
+        let again = Listed { id: Some("01CRZ3NDEKTSV4RRFFQ69G5FAV".to_owned()), ..row("done", "b.wav") };
+        let short = Listed { name: "a.wav".to_owned(), ..rows[0].clone() };
+        let [plain, twice] = [vec![short, rows[1].clone()], vec![rows[1].clone(), again]];
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().expect("a time");
-        let text = render(&rows, now, 80);
-        assert!(text.lines().all(|line| unicode_width::UnicodeWidthStr::width(line) <= 80), "{text}");
-        insta::assert_snapshot!(text, @r#"
+        let render = |rows: &[Listed]| {
+            let text = render(rows, now, 80);
+            assert!(text.lines().all(|line| line.width() <= 80), "{text}");
+            text
+        };
+        insta::assert_snapshot!(render(&rows), @r#"
         NAME              STATE    ROUTE       TRY  AGO  REASON           ID
         a-record…-22.wav  failed   transcribe    3  2h   exit: it ended…  01ARZ3NDEKTSV4
-        b.wav             running  transcribe    1  30s                   01BRZ3NDEKTSV4
+        b.wav             running  transcribe    1  30s
         low/감독.wav      ready                     2d
+        "#);
+        insta::assert_snapshot!(render(&plain), @r#"
+        NAME   STATE    ROUTE       TRY  AGO  REASON
+        a.wav  failed   transcribe    3  2h   exit: it ended with code 7 after it wrote…
+        b.wav  running  transcribe    1  30s
+        "#);
+        insta::assert_snapshot!(render(&twice), @r#"
+        NAME   STATE    ROUTE       TRY  AGO  ID
+        b.wav  running  transcribe    1  30s  01BRZ3NDEKTSV4
+        b.wav  done                           01CRZ3NDEKTSV4
         "#);
     }
 }

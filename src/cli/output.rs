@@ -9,19 +9,21 @@ use serde::Serialize;
 use super::trouble::Trouble;
 use crate::units::Bytes;
 
-/// Where there is no terminal to ask.
+/// Where there is no terminal to ask, and nobody says otherwise.
 const WIDTH: usize = 80;
+
+/// What gives no room for a table can't be meant.
+const LEAST: usize = 20;
 
 pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// The columns a line may have.
+/// The columns a line may have: the terminal's, else COLUMNS.
 pub(super) fn width() -> usize {
-    match rustix::termios::tcgetwinsize(io::stdout()) {
-        Ok(size) if size.ws_col >= 20 => size.ws_col.into(),
-        _ => WIDTH,
-    }
+    let terminal = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| size.ws_col.into());
+    let told = || std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    terminal.or_else(told).filter(|width| *width >= LEAST).unwrap_or(WIDTH)
 }
 
 /// Prints text that ends its own lines.

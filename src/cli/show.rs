@@ -51,8 +51,8 @@ fn render(shown: &Shown, width: usize) -> String {
     line("id", row.id.as_deref());
     line("route", row.route.as_deref());
     line("devices", Some(&row.devices.join(", ")));
-    line("arrived", row.arrived_at.map(|at| at.to_string()).as_deref());
-    line("finished", row.finished_at.map(|at| at.to_string()).as_deref());
+    line("arrived", row.arrived_at.map(|at| format!("{at:.0}")).as_deref());
+    line("finished", row.finished_at.map(|at| format!("{at:.0}")).as_deref());
     line("dir", shown.paths.dir.as_deref());
     line("item", shown.paths.item.as_deref());
     line("out", shown.paths.out.as_deref());

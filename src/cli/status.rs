@@ -11,7 +11,7 @@ use super::source::Source;
 use super::table::{Column, Table, cut_end, cut_middle, wrap};
 use super::trouble::{Trouble, exit};
 use super::{Global, output};
-use crate::api::view::{Counts, DeviceView, DirectorState, RunningView, Status as StatusView};
+use crate::api::view::{Counts, DeviceView, DirectorState, Status as StatusView};
 use crate::devices::HostMode;
 use crate::health::Condition;
 use crate::logging::plain;
@@ -56,7 +56,7 @@ fn render(status: &StatusView, now: Timestamp, width: usize) -> String {
         let _ = write!(text, "\n{}", devices(&status.devices, width));
     }
     if !status.running.is_empty() {
-        let _ = write!(text, "\n{}{}", running(&status.running, now, width), beyond(status.running.len(), "running"));
+        let _ = write!(text, "\n{}{}", running(status, now, width), beyond(status.running.len(), "running"));
     }
     if !status.held.is_empty() {
         let mut table = Table::new(&[Column::name("HELD", 16), Column::fixed("FOR"), Column::text("REASON", 20)]);
@@ -152,7 +152,9 @@ fn device_table(devices: &[DeviceView], reasons: bool) -> Table {
     table
 }
 
-fn running(running: &[RunningView], now: Timestamp, width: usize) -> String {
+fn running(status: &StatusView, now: Timestamp, width: usize) -> String {
+    // As the table above calls them.
+    let called = |id: &String| status.devices.iter().find(|device| device.id == *id).map_or_else(|| id.clone(), short);
     let mut table = Table::new(&[
         Column::name("RUNNING", 16),
         Column::name("ROUTE", 5),
@@ -162,7 +164,7 @@ fn running(running: &[RunningView], now: Timestamp, width: usize) -> String {
         Column::fixed("FOR"),
         Column::text("PROGRESS", 8),
     ]);
-    for job in running.iter().take(ROWS) {
+    for job in status.running.iter().take(ROWS) {
         let progress = job.progress.as_ref().map(|progress| {
             let fraction = progress.fraction.map(|it| format!("{:.0}%", it * 100.0));
             fraction.into_iter().chain(progress.message.clone()).collect::<Vec<_>>().join(" ")
@@ -171,7 +173,7 @@ fn running(running: &[RunningView], now: Timestamp, width: usize) -> String {
             job.name.clone(),
             job.route.clone(),
             job.attempt.to_string(),
-            job.devices.join(","),
+            job.devices.iter().map(called).collect::<Vec<_>>().join(","),
             job.pid.map(|pid| pid.to_string()).unwrap_or_default(),
             output::ago(now, job.started_at),
             progress.unwrap_or_default(),
@@ -183,7 +185,7 @@ fn running(running: &[RunningView], now: Timestamp, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::{HeldView, ProgressView};
+    use crate::api::view::{HeldView, ProgressView, RunningView};
     use crate::devices::DeviceKind;
     use crate::health::{Check, What};
 
@@ -225,7 +227,7 @@ mod tests {
                 job: "a~01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned(),
                 name: "a-recording-with-a-rather-long-name-that-goes-on-and-on-2026.wav".to_owned(),
                 route: "transcribe".to_owned(),
-                devices: vec!["GPU-11111111-2222-3333-4444-555555555555".to_owned()],
+                devices: vec!["GPU-1".to_owned()],
                 attempt: 2,
                 pid: Some(31337),
                 started_at: Some(at("2026-11-22T11:00:00Z")),
@@ -261,8 +263,8 @@ mod tests {
           1: busy: 3.1 GiB held by pid 411 jupyter (bob), 0 % for 52 min
           2: unhealthy: Xid 79: off the bus
 
-        RUNNING           ROUTE       TRY  DEVICES            PID  FOR    PROGRESS
-        a-record…026.wav  transcribe    2  GPU-111…5555555  31337  1h 0m  42% layer 3\u…
+        RUNNING              ROUTE       TRY  DEVICES    PID  FOR    PROGRESS
+        a-recordi…-2026.wav  transcribe    2  1        31337  1h 0m  42% layer 3\u{1b}[…
 
         HELD   FOR    REASON
         x.pdf  2h 0m  no route matches it

@@ -44,7 +44,7 @@ impl Wait {
         if global.json {
             output::json(&rows)?;
         } else {
-            let mut text = format!("{} done · {} not\n", rows.len() - wrong.len(), wrong.len());
+            let mut text = format!("{}\n", summary(&rows));
             if !wrong.is_empty() {
                 text += &list::render(&wrong[..wrong.len().min(ROWS)], Timestamp::now(), output::width());
             }
@@ -52,6 +52,14 @@ impl Wait {
         }
         Ok(if wrong.is_empty() { exit::OK } else { exit::FAILED })
     }
+}
+
+/// How many ended how.
+fn summary(rows: &[Listed]) -> String {
+    let count = |state: &&str| rows.iter().filter(|row| row.state == *state).count();
+    let some: Vec<String> =
+        Query::ENDED.iter().filter(|state| count(state) > 0).map(|state| format!("{} {state}", count(state))).collect();
+    if some.is_empty() { "nothing to wait for".to_owned() } else { some.join(" · ") }
 }
 
 /// Everything that isn't held and hasn't ended. What it waited for is what ended meanwhile.

@@ -31,6 +31,9 @@ impl Looks {
     /// Before a launch and after an exit. No utilisation: it speaks of the last second.
     pub(super) const CHECK: Looks = Looks { memory: true, processes: true, energy: true, ..Looks::NONE };
 
+    /// The same with what may have befallen the device.
+    pub(super) const EXAMINATION: Looks = Looks { activity: true, health: true, ..Looks::CHECK };
+
     pub(super) fn and(self, other: Looks) -> Looks {
         Looks {
             memory: self.memory | other.memory,

@@ -114,10 +114,13 @@ impl Cadence {
             let mut looks = dues.watch.filter(|watch| watch.next <= now).map_or(Looks::NONE, |watch| watch.looks);
             // Only the cheap ones decide about waking up, so the rest waits for them.
             if dues.cheap <= near {
-                looks = looks.and(Looks { memory: true, activity: true, ..Looks::NONE });
+                let energy = self.leased.contains(id);
+                looks = looks.and(Looks { memory: true, activity: true, energy, ..Looks::NONE });
                 looks.sensors = dues.sensors <= soon;
             }
             looks.processes |= dues.processes <= near;
+            // Whatever starts on the strength of this look has the counter's beginning.
+            looks.energy |= looks.processes;
             looks.health |= dues.health <= near;
             (looks != Looks::NONE).then(|| (id.clone(), looks))
         };
@@ -264,7 +267,7 @@ mod tests {
         let mut cadence = Cadence::default();
         cadence.enumerated([gpu()].iter(), at(0));
         cadence.attend(leased.then(gpu).into_iter().collect(), work_waits, at(0));
-        assert_eq!(cadence.due(at(0)), [(gpu(), Looks { energy: false, ..EVERYTHING })]);
+        assert_eq!(cadence.due(at(0)), [(gpu(), EVERYTHING)]);
         cadence.looked(&reading(0, 0), EVERYTHING, false, FLOOR, at(0));
         cadence
     }

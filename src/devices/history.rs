@@ -117,6 +117,11 @@ impl History {
         Some(format!("{}; kept out until nothing has happened for {span}", quarantine.why))
     }
 
+    /// A fault of its own was seen not long ago: what failed on it meanwhile may have failed for that.
+    pub fn is_faulty(&self) -> bool {
+        self.faults.quarantine.is_some()
+    }
+
     /// The hardware slowed itself down within the last minute.
     pub(super) fn slowed(&self, now: Moment) -> Option<String> {
         let (why, at) = self.slowed.as_ref()?;

@@ -13,11 +13,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RawMode};
 use rustix::io::Errno;
 
 use super::DeviceId;
+use crate::units::Moment;
 
 /// Instead of the folders below.
 const FOLDER_VARIABLE: &str = "GAMDOK_LOCK_DIR";
@@ -34,6 +36,24 @@ pub struct Locks {
     folders: Vec<Folder>,
     /// What live leases hold; a shared device's leases share one lock.
     held: HashMap<DeviceId, Vec<Weak<OwnedFd>>>,
+    /// The devices we have been using.
+    turns: HashMap<DeviceId, Turn>,
+    /// The devices we would like to use, others see that by these locks; and when we last tried.
+    waiting: HashMap<DeviceId, (Vec<OwnedFd>, Moment)>,
+}
+
+/// How long a director goes on using a device that another one waits for. A hand-over costs up to a second of the
+/// device's time, since whoever waits tries once a second.
+const TURN: Duration = Duration::from_secs(10);
+/// How long it then leaves the device alone before it goes on after all.
+const YIELD: Duration = Duration::from_secs(3);
+/// A director that hasn't tried for so long waits no more.
+const WAITING: Duration = Duration::from_secs(3);
+
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    since: Moment,
+    yields: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -66,12 +86,61 @@ impl Locks {
                 "no folder for device locks: other directors of this host aren't kept apart; set {FOLDER_VARIABLE}"
             );
         }
-        Locks { folders, held: HashMap::new() }
+        Locks { folders, ..Locks::default() }
     }
 
     /// The folders in use, for `doctor`; none means that nothing keeps directors apart.
     pub fn folders(&self) -> impl Iterator<Item = &Path> {
         self.folders.iter().map(|folder| folder.path.as_path())
+    }
+
+    /// Takes the device's lock for one lease. With work in hand a director would take it again within milliseconds, and
+    /// nobody else would ever get it: so after its turn it leaves the device to whoever waits.
+    pub fn take(&mut self, id: &DeviceId, now: Moment) -> Result<Vec<Arc<OwnedFd>>, Held> {
+        let turn = self.turns.get(id).copied().filter(|turn| now.since(turn.since) >= TURN);
+        if let Some(turn) = turn
+            && self.is_awaited(id)
+        {
+            let since = turn.yields.unwrap_or(now);
+            if now.since(since) < YIELD {
+                self.turns.insert(id.clone(), Turn { yields: Some(since), ..turn });
+                return Err(Held("it is the turn of another one, which waits for it".to_owned()));
+            }
+            self.turns.remove(id);
+        }
+        match self.try_hold(id) {
+            Ok(fds) => {
+                self.waiting.remove(id);
+                self.turns.entry(id.clone()).or_insert(Turn { since: now, yields: None }).yields = None;
+                Ok(fds)
+            }
+            Err(held) => {
+                self.turns.remove(id);
+                self.wait_for(id, now);
+                Err(held)
+            }
+        }
+    }
+
+    /// Lets the others know that we don't wait for a device any more, where we haven't tried for some time.
+    pub fn stop_waiting(&mut self, now: Moment) {
+        self.waiting.retain(|_, (_, tried)| now.since(*tried) < WAITING);
+    }
+
+    fn wait_for(&mut self, id: &DeviceId, now: Moment) {
+        if let Some((_, tried)) = self.waiting.get_mut(id) {
+            *tried = now;
+            return;
+        }
+        let sign = |folder: &Folder| folder.try_flock(&waiting_name(id), FlockOperation::NonBlockingLockShared).ok();
+        let signs: Vec<OwnedFd> = self.folders.iter().filter_map(sign).collect();
+        self.waiting.insert(id.clone(), (signs, now));
+    }
+
+    fn is_awaited(&self, id: &DeviceId) -> bool {
+        let name = waiting_name(id);
+        let tried = |folder: &Folder| folder.try_flock(&name, FlockOperation::NonBlockingLockExclusive).err();
+        self.folders.iter().any(|folder| tried(folder) == Some(Errno::WOULDBLOCK))
     }
 
     /// Takes the device's lock, or shares the one our own leases hold. The lock lasts as long as the descriptors.
@@ -107,6 +176,11 @@ impl Folder {
             }
         }
         Err(Held(format!("its lock file {} is replaced again and again", self.path.join(&name).display())))
+    }
+
+    fn try_flock(&self, name: &OsString, how: FlockOperation) -> Result<OwnedFd, Errno> {
+        let file = self.open_file(name)?;
+        rustix::fs::flock(&file, how).map(|()| file)
     }
 
     /// Read-only first, since the kernel refuses O_CREAT on others' files in a sticky folder (fs.protected_regular).
@@ -191,9 +265,18 @@ fn open_folder(path: &Path) -> io::Result<OwnedFd> {
 
 /// UUIDs are plain text; what isn't becomes `_`, so that no id can name another place.
 fn file_name(id: &DeviceId) -> OsString {
+    named(id, "lock")
+}
+
+/// Held, shared, by those who would like to have the device.
+fn waiting_name(id: &DeviceId) -> OsString {
+    named(id, "waiting")
+}
+
+fn named(id: &DeviceId, extension: &str) -> OsString {
     let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' };
     let name: String = id.0.chars().take(200).map(safe).collect();
-    format!("{name}.lock").into()
+    format!("{name}.{extension}").into()
 }
 
 #[cfg(test)]
@@ -233,6 +316,34 @@ mod tests {
         assert!(ours.try_hold(&gpu("x")).is_err());
         drop(inherited);
         assert!(theirs.try_hold(&gpu("x")).is_ok());
+    }
+
+    #[test]
+    fn directors_take_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = [dir.path().join("a")];
+        let (mut ours, mut theirs) = (Locks::in_folders(&folders), Locks::in_folders(&folders));
+        let at = |seconds| Moment(Duration::from_secs(seconds));
+        // Alone, a turn has no end.
+        for seconds in [0, 5, 100] {
+            assert!(ours.take(&gpu("x"), at(seconds)).is_ok(), "{seconds}");
+        }
+        let held = ours.take(&gpu("x"), at(200)).unwrap();
+        assert!(theirs.take(&gpu("x"), at(200)).is_err());
+        drop(held);
+        assert!(ours.take(&gpu("x"), at(201)).is_err());
+        let held = theirs.take(&gpu("x"), at(201)).unwrap();
+        // The lock says so now, and the other's turn begins.
+        assert!(ours.take(&gpu("x"), at(202)).is_err());
+        drop(held);
+        drop(theirs.take(&gpu("x"), at(205)).unwrap());
+        assert!(theirs.take(&gpu("x"), at(211)).is_err());
+        // Whoever waits and doesn't come forfeits it.
+        assert!(theirs.take(&gpu("x"), at(213)).is_err());
+        assert!(theirs.take(&gpu("x"), at(214)).is_ok());
+        // Whoever waits no more is waited for no more.
+        ours.stop_waiting(at(230));
+        assert!(theirs.take(&gpu("x"), at(231)).is_ok());
     }
 
     #[test]

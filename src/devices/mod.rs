@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::item::JobId;
 use crate::units::{Bytes, Moment};
 
-pub use cpu::slots as cpu_slots;
+pub use cpu::{resolved, slots as cpu_slots};
 pub use history::History;
 pub use locks::Locks;
 pub use pin::{Cores, Pin, pin};
@@ -116,6 +116,8 @@ pub struct Reading {
     pub power_w: Option<f64>,
     /// Since the driver was loaded, the whole board.
     pub energy_millijoules: Option<u64>,
+    /// When the energy was read.
+    pub energy_at: Moment,
     /// Queries in a row that failed: one keeps the old view, three make the device unknown.
     pub failures: u32,
     /// What the last failed query said.
@@ -125,7 +127,7 @@ pub struct Reading {
 }
 
 /// A device of which nothing is known yet.
-fn blank(id: DeviceId, kind: DeviceKind, now: Moment) -> Reading {
+pub(crate) fn blank(id: DeviceId, kind: DeviceKind, now: Moment) -> Reading {
     Reading {
         id,
         index: None,
@@ -145,6 +147,7 @@ fn blank(id: DeviceId, kind: DeviceKind, now: Moment) -> Reading {
         temperature: None,
         power_w: None,
         energy_millijoules: None,
+        energy_at: now,
         failures: 0,
         failure: None,
         excluded: None,

@@ -1,7 +1,7 @@
 //! The one thread that owns the backend. It answers with whole snapshots, keeps its own cadence, and beats a heart that
 //! others watch: a call into a driver can hang for good, and nobody can end it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -35,6 +35,8 @@ const SNAPSHOTS: usize = 4;
 pub enum Ask {
     /// Read these devices now, memory and processes: before a launch, after an exit, while memory lingers.
     Check(Vec<DeviceId>),
+    /// The same with their events and their health: an attempt failed on them.
+    Examine(Vec<DeviceId>),
     /// What matters at present, for the cadence: devices with a lease, and whether work waits.
     Attend {
         leased: Vec<DeviceId>,
@@ -66,6 +68,11 @@ impl Prober {
     /// devices are unknown then, and what runs on them goes on.
     pub fn silent_for(&self, now: Moment) -> Option<Duration> {
         self.heart.busy_since().map(|since| now.since(since)).filter(|&silence| silence >= PATIENCE)
+    }
+
+    /// When the call that the thread is in will have taken too long; none while it rests.
+    pub fn hangs_at(&self) -> Option<Moment> {
+        self.heart.busy_since().map(|since| since + PATIENCE)
     }
 
     /// What to go by while the prober has said nothing at all: CPU slots, and the words.
@@ -217,7 +224,7 @@ impl Thread {
     }
 
     fn serve_until(&mut self, backend: &mut dyn Backend) -> Result<Left, Gone> {
-        let mut news = self.sweep(backend, &BTreeSet::new())?;
+        let mut news = self.sweep(backend, &BTreeMap::new())?;
         loop {
             if news && self.publish(backend.readings(), None).is_err() {
                 return Ok(Left::Stopped);
@@ -227,12 +234,17 @@ impl Thread {
                 Pace::Every(period) => Some(self.clock.now() + period),
                 Pace::Driver => self.cadence.next(),
             };
-            let mut checks = BTreeSet::new();
+            let mut checks: BTreeMap<DeviceId, Looks> = BTreeMap::new();
             let mut wait = self.wait(next);
             // Everything that was asked is taken in before the driver is: one sweep answers it all.
             while let Some(ask) = wait.take() {
                 match ask {
-                    Ask::Check(ids) => checks.extend(ids),
+                    Ask::Check(ids) => {
+                        for id in ids {
+                            checks.entry(id).or_insert(Looks::CHECK);
+                        }
+                    }
+                    Ask::Examine(ids) => checks.extend(ids.into_iter().map(|id| (id, Looks::EXAMINATION))),
                     Ask::Attend { leased, work_waits } => {
                         let leased = leased.into_iter().collect();
                         for ended in self.cadence.attend(leased, work_waits, self.clock.now()) {
@@ -258,7 +270,7 @@ impl Thread {
     }
 
     /// Reads what is due and what was asked for. Answers whether that is worth a snapshot.
-    fn sweep(&mut self, backend: &mut dyn Backend, checks: &BTreeSet<DeviceId>) -> Result<bool, Gone> {
+    fn sweep(&mut self, backend: &mut dyn Backend, checks: &BTreeMap<DeviceId, Looks>) -> Result<bool, Gone> {
         let mut news = !checks.is_empty();
         self.beat();
         if backend.pace() != Pace::Driver {
@@ -279,7 +291,7 @@ impl Thread {
         let now = self.clock.now();
         let mut due = self.cadence.due(now);
         // What was asked for comes first: a launch waits for it.
-        let mut looks: Vec<(DeviceId, Looks)> = checks.iter().map(|id| (id.clone(), Looks::CHECK)).collect();
+        let mut looks: Vec<(DeviceId, Looks)> = checks.iter().map(|(id, looks)| (id.clone(), *looks)).collect();
         for (id, asked) in &mut looks {
             if let Some(at) = due.iter().position(|(due, _)| due == id) {
                 *asked = asked.and(due.swap_remove(at).1);
@@ -292,7 +304,7 @@ impl Thread {
             let readings = backend.readings();
             let Some(reading) = readings.iter().find(|reading| reading.id == id) else { continue };
             let floor = self.rules.idle.max_memory_used;
-            let given = self.cadence.looked(reading, looks, checks.contains(&id), floor, self.clock.now());
+            let given = self.cadence.looked(reading, looks, checks.contains_key(&id), floor, self.clock.now());
             // Memory that hasn't come back yet is no news.
             news |= given == Given::Back || looks != Looks::MEMORY;
         }
@@ -317,7 +329,7 @@ impl Thread {
             }
             match self.wait(until) {
                 None => {}
-                Some(Ask::Check(_)) => self.publish(self.known.clone(), Some(words.clone()))?,
+                Some(Ask::Check(_) | Ask::Examine(_)) => self.publish(self.known.clone(), Some(words.clone()))?,
                 Some(Ask::Attend { leased, work_waits }) => {
                     self.cadence.attend(leased.into_iter().collect(), work_waits, self.clock.now());
                 }

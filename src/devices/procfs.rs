@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::host;
 use crate::item::JobId;
+use crate::proc::{self, ProcStat};
 
 /// The inode of the first PID namespace: fixed by the kernel.
 const HOST_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -61,13 +62,13 @@ impl Procfs {
 
     pub(super) fn look_up(&mut self, pid: u32) -> Known {
         let dir = self.root.join(pid.to_string());
-        let Some(stat) = fs::read(dir.join("stat")).ok().and_then(|bytes| Stat::parse(&bytes)) else {
+        let line = fs::read(dir.join("stat")).unwrap_or_default();
+        let Some((stat, name)) = i32::try_from(pid).ok().and_then(|pid| ProcStat::parse(pid, &line)) else {
             return Known::default();
         };
         let user = fs::metadata(&dir).ok().map(|meta| self.user(meta.uid()));
-        let dead = matches!(stat.state, b'Z' | b'X' | b'x');
-        let name = (!dead).then(|| full_name(&dir, stat.name));
-        Known { name, user, group: Some(stat.group), job: job(&dir) }
+        let name = (!stat.is_dead()).then(|| full_name(&dir, name));
+        Known { name, user, group: Some(stat.group), job: proc::job_of(&dir) }
     }
 
     fn user(&mut self, uid: u32) -> String {
@@ -86,44 +87,16 @@ impl Procfs {
     }
 }
 
-/// The fields of `/proc/<pid>/stat` that matter here.
-struct Stat {
-    name: Vec<u8>,
-    state: u8,
-    group: i32,
-}
-
-impl Stat {
-    /// The name stands in brackets and may hold brackets itself: the last one ends it.
-    fn parse(bytes: &[u8]) -> Option<Stat> {
-        let open = bytes.iter().position(|&b| b == b'(')?;
-        let close = bytes.iter().rposition(|&b| b == b')')?;
-        let name = bytes.get(open + 1..close)?.to_vec();
-        let rest = std::str::from_utf8(bytes.get(close + 1..)?).ok()?;
-        let mut fields = rest.split_ascii_whitespace();
-        let state = *fields.next()?.as_bytes().first()?;
-        let group = fields.nth(1)?.parse().ok()?;
-        Some(Stat { name, state, group })
-    }
-}
-
 /// The kernel keeps 15 bytes of a name; the command line has the whole of it, and may also have been overwritten.
-fn full_name(dir: &Path, name: Vec<u8>) -> String {
-    let short = String::from_utf8_lossy(&name).into_owned();
+fn full_name(dir: &Path, name: &[u8]) -> String {
+    let short = String::from_utf8_lossy(name).into_owned();
     if name.len() < 15 {
         return short;
     }
     let command = fs::read(dir.join("cmdline")).unwrap_or_default();
     let program = command.split(|&b| b == 0).next().unwrap_or_default();
     let program = program.rsplit(|&b| b == b'/').next().unwrap_or_default();
-    if program.starts_with(&name) { String::from_utf8_lossy(program).into_owned() } else { short }
-}
-
-/// The job in the process's environment; readable for our own user's processes.
-fn job(dir: &Path) -> Option<JobId> {
-    let environment = fs::read(dir.join("environ")).ok()?;
-    let entry = environment.split(|&b| b == 0).find_map(|entry| entry.strip_prefix(b"GAMDOK_ID="))?;
-    std::str::from_utf8(entry).ok()?.parse().ok()
+    if program.starts_with(name) { String::from_utf8_lossy(program).into_owned() } else { short }
 }
 
 #[cfg(test)]
@@ -139,7 +112,8 @@ mod tests {
         let check = |stat: &[u8], cmdline: &[u8], environ: &[u8], name: Option<&str>, group, job: Option<&str>| {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir(dir.path().join("411")).unwrap();
-            for (file, bytes) in [("stat", stat), ("cmdline", cmdline), ("environ", environ)] {
+            let stat = [stat, b" 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345"].concat();
+            for (file, bytes) in [("stat", &stat[..]), ("cmdline", cmdline), ("environ", environ)] {
                 fs::write(dir.path().join("411").join(file), bytes).unwrap();
             }
             let known = proc(dir.path()).look_up(411);
@@ -148,10 +122,10 @@ mod tests {
         };
         let id = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
         let environ = format!("A=1\0GAMDOK_ID={id}\0B=2\0");
-        check(b"411 (python3) S 1 400 400 0", b"", environ.as_bytes(), Some("python3"), Some(400), Some(id));
-        check(b"411 (a) (b)) S 1 400 400 0", b"", b"", Some("a) (b)"), Some(400), None);
+        check(b"411 (python3) S 1 400 400", b"", environ.as_bytes(), Some("python3"), Some(400), Some(id));
+        check(b"411 (a) (b)) S 1 400 400", b"", b"", Some("a) (b)"), Some(400), None);
         check(b"411 (x\xff) R 1 7 7", b"", b"GAMDOK_ID=nonsense\0", Some("x\u{fffd}"), Some(7), None);
-        check(b"411 (python3) Z 1 400 400 0", b"", b"", None, Some(400), None);
+        check(b"411 (python3) Z 1 400 400", b"", b"", None, Some(400), None);
         check(
             b"411 (nvidia-cuda-mps) S 1 9 9",
             b"/usr/bin/nvidia-cuda-mps-server\0-f\0",

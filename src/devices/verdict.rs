@@ -87,7 +87,7 @@ fn health(reading: &Reading, history: &History, cordon: Option<&Cordon>, now: Mo
     sick.or_else(|| cordon.map(cordoned)).or_else(|| history.slowed(now).map(Verdict::Unhealthy))
 }
 
-fn cordoned(cordon: &Cordon) -> Verdict {
+pub(crate) fn cordoned(cordon: &Cordon) -> Verdict {
     let reason = item::escape(cordon.reason.as_bytes());
     let after = if reason.is_empty() { String::new() } else { format!(": {reason}") };
     match cordon.by {

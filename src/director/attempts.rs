@@ -1,21 +1,32 @@
 //! Attempts: from a lease to a worker, and from its report to what follows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Director, Running};
-use crate::devices::{Cordon, CordonBy, DeviceId, ProcessKind, Reading, pin, prober};
+use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, ProcessKind, Reading, pin, prober};
 use crate::fault::{self, Next};
 use crate::item::{Attempt, JobId, JobRecord, Outcome, Stage, Step, StopWhy};
 use crate::ledger;
 use crate::spool;
-use crate::state::Progress;
-use crate::units::Bytes;
+use crate::state::{Progress, looked_at};
+use crate::units::{Bytes, Moment};
 use crate::worker::{self, End, Report};
+
+/// How long a failed attempt waits for a look at its devices. A driver that takes longer is about to hang.
+const EXAMINATION: Duration = Duration::from_secs(2);
+
+/// An attempt that failed, while its devices are looked at. Its leases last until it is judged.
+pub(super) struct Unjudged {
+    report: Report,
+    on: Vec<DeviceId>,
+    since: Moment,
+}
 
 impl Director {
     /// Gives the devices to the job and begins its next attempt.
@@ -27,7 +38,10 @@ impl Director {
             Err((device, by)) => {
                 debug!(job = %id, %device, by, "the device is another director's");
                 let cordon = Cordon { by: CordonBy::OtherDirector, since: self.state.now, reason: by };
-                self.state.device_mut(&device).cordon = Some(cordon);
+                // What keeps it out for longer stands.
+                if self.state.cordon(&device).is_none() {
+                    self.state.device_mut(&device).cordon = Some(cordon);
+                }
                 return;
             }
         };
@@ -56,7 +70,7 @@ impl Director {
     fn lock_devices(&mut self, on: &[DeviceId]) -> Result<Vec<Arc<OwnedFd>>, (DeviceId, String)> {
         let mut held = Vec::new();
         for device in on {
-            held.extend(self.locks.try_hold(device).map_err(|by| (device.clone(), by.to_string()))?);
+            held.extend(self.locks.take(device, self.state.now).map_err(|by| (device.clone(), by.to_string()))?);
         }
         Ok(held)
     }
@@ -82,17 +96,13 @@ impl Director {
         let record = job.record.clone();
         let launch = self.prepare_launch(&record, n, &on);
         self.step(id, Step::Launch);
-        let launch = match launch {
-            Ok(launch) => launch,
-            Err(report) => return self.on_ended(*report),
-        };
         let energy = self.energy(&on);
         let handle = worker::start(launch, self.events.clone(), self.clock);
         self.running.insert(id, Running { handle, energy, peak_memory: None, started: self.state.now });
     }
 
-    /// Everything the worker needs; a report in its stead when the route can't be filled in.
-    fn prepare_launch(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> Result<worker::Launch, Box<Report>> {
+    /// Everything the worker needs.
+    fn prepare_launch(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> worker::Launch {
         let route = &record.route;
         let dir = self.root.claimed().join(record.dir().as_str());
         let readings: Vec<&Reading> =
@@ -114,15 +124,9 @@ impl Director {
             },
             pinning: pinned.env.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         };
-        let worker::Expanded { argv, env, cwd } = match worker::expand(route, &facts, std::env::vars_os()) {
-            Ok(expanded) => expanded,
-            Err(wrong) => {
-                error!(job = %record.dir(), %wrong, "the route it was claimed with can't be filled in");
-                return Err(Box::new(not_started(record.id, n, wrong.to_string())));
-            }
-        };
+        let worker::Expanded { argv, env, cwd } = worker::expand(route, &facts, std::env::vars_os());
         let cpus = if self.config.devices.affinity { self.cores.near(&readings) } else { Vec::new() };
-        Ok(worker::Launch {
+        worker::Launch {
             job: record.id,
             attempt: n,
             argv,
@@ -137,7 +141,7 @@ impl Director {
             kill_grace: route.kill_grace,
             outputs: route.outputs.clone(),
             max_log: self.config.history.max_log,
-        })
+        }
     }
 
     /// Asks a running attempt to end; its report says how it did.
@@ -171,13 +175,56 @@ impl Director {
         }
     }
 
+    /// A worker's end. Where an attempt failed on GPUs they are looked at before it is judged: a process dies of its
+    /// GPU's fall from the bus long before anybody else hears of that.
     fn on_ended(&mut self, report: Report) {
+        let Some(job) = self.state.job(report.job) else { return };
+        let on: Vec<DeviceId> = job.stage.leased().iter().filter(|it| self.is_driven(it)).cloned().collect();
+        let failed = match &report.end {
+            End::Exited(code) => *code != 0,
+            End::Signalled(_) => true,
+            _ => false,
+        };
+        let running = matches!(job.stage, Stage::Running { .. });
+        if on.is_empty() || !failed || !running || self.snapshot.trouble.is_some() || self.any_faulty(&on) {
+            return self.judge(report);
+        }
+        self.to_prober(prober::Ask::Examine(on.clone()));
+        self.unjudged.push(Unjudged { report, on, since: self.state.now });
+    }
+
+    /// Judges the failed attempts whose devices were looked at since, or whose time is up.
+    pub(super) fn judge_failed(&mut self) {
+        let now = self.state.now;
+        let looked = |it: &Unjudged, id: &DeviceId| match self.snapshot.devices.iter().find(|at| at.id == *id) {
+            Some(reading) => reading.health.lost || looked_at(reading) >= it.since,
+            None => true,
+        };
+        let is_over = |it: &Unjudged| {
+            self.snapshot.trouble.is_some() || it.since + EXAMINATION <= now || it.on.iter().all(|id| looked(it, id))
+        };
+        let (over, rest) = std::mem::take(&mut self.unjudged).into_iter().partition(is_over);
+        self.unjudged = rest;
+        over.into_iter().for_each(|it: Unjudged| self.judge(it.report));
+    }
+
+    /// When the first of them is judged without a look.
+    pub(super) fn next_judgement(&self) -> Option<Moment> {
+        self.unjudged.iter().map(|it| it.since + EXAMINATION).min()
+    }
+
+    fn judge(&mut self, report: Report) {
         let id = report.job;
         let running = self.running.remove(&id);
         let Some(job) = self.state.job(id) else { return };
         let on = job.stage.leased().to_vec();
-        let lost = matches!(job.stage, Stage::Stopping { why: StopWhy::DeviceLost, .. }) || self.any_lost(&on);
-        let assessment = fault::assess(&job.record, &report, lost);
+        let lost = matches!(job.stage, Stage::Stopping { why: StopWhy::DeviceLost, .. }) || self.any_faulty(&on);
+        let cancelled = matches!(job.stage, Stage::Stopping { why: StopWhy::Cancelled, .. });
+        let mut assessment = fault::assess(&job.record, &report, lost);
+        // It failed before its worker heard of the wish, which stands.
+        if cancelled && matches!(assessment.next, Next::Retry { .. }) {
+            assessment.next = Next::Finish(super::claims::cancelled_ending());
+        }
         let peak = running.as_ref().and_then(|running| running.peak_memory);
         let energy = running.as_ref().and_then(|running| self.energy_spent(running, &on));
         let (exit_code, signal) = codes(&report.end);
@@ -226,10 +273,21 @@ impl Director {
         }
     }
 
-    fn any_lost(&self, on: &[DeviceId]) -> bool {
+    /// Whether there is a driver to ask about the device.
+    fn is_driven(&self, id: &DeviceId) -> bool {
+        let reading = self.snapshot.devices.iter().find(|reading| reading.id == *id);
+        reading.is_some_and(|reading| matches!(reading.kind, DeviceKind::Gpu | DeviceKind::Mig))
+    }
+
+    /// Whether one of them is lost, or has had a fault of its own since it was given out.
+    fn any_faulty(&self, on: &[DeviceId]) -> bool {
         on.iter().filter(|id| **id != DeviceId::cpu()).any(|id| {
+            if self.state.device(id).is_some_and(|device| device.history.is_faulty()) {
+                return true;
+            }
             let reading = self.snapshot.devices.iter().find(|reading| reading.id == *id);
-            reading.is_none_or(|reading| reading.health.lost)
+            // A device that is missing while the backend can't answer isn't lost.
+            reading.map_or(self.snapshot.trouble.is_none(), |reading| reading.health.lost)
         })
     }
 
@@ -248,31 +306,37 @@ impl Director {
         }
     }
 
-    fn energy(&self, on: &[DeviceId]) -> BTreeMap<DeviceId, u64> {
-        let reading =
-            |id: &DeviceId| self.snapshot.devices.iter().find(|reading| reading.id == *id)?.energy_millijoules;
+    fn energy(&self, on: &[DeviceId]) -> BTreeMap<DeviceId, (u64, Moment)> {
+        let reading = |id: &DeviceId| {
+            let reading = self.snapshot.devices.iter().find(|reading| reading.id == *id)?;
+            Some((reading.energy_millijoules?, reading.energy_at))
+        };
         on.iter().filter_map(|id| Some((id.clone(), reading(id)?))).collect()
     }
 
-    /// The boards' energy over the attempt; none where it can't be told from others' (a shared device), or was too short
-    /// for the counter's period.
+    /// The boards' energy over the attempt. The counters are read each second or two while it runs; for what came after
+    /// the last reading the mean power until then is taken. None where it can't be told from others' (a shared
+    /// device), or where the readings cover less than half of the attempt.
     fn energy_spent(&self, running: &Running, on: &[DeviceId]) -> Option<f64> {
         let shared = |id: &DeviceId| self.state.device(id).is_some_and(|device| device.leases.held.len() > 1);
-        if self.state.now.since(running.started).as_secs() < 1
-            || on.iter().any(shared)
-            || running.energy.len() != on.len()
-        {
+        let ran = self.state.now.since(running.started).as_secs_f64();
+        if ran < 1.0 || on.iter().any(shared) || running.energy.len() != on.len() {
             return None;
         }
         let after = self.energy(on);
-        let spent = |(id, before): (&DeviceId, &u64)| after.get(id)?.checked_sub(*before);
-        let millijoules: Option<u64> = running.energy.iter().map(spent).sum();
-        // The same count twice: no reading was taken since the start.
-        millijoules.filter(|spent| *spent > 0).map(|spent| spent as f64 / 1000.0)
+        let spent = |(id, (before, _)): (&DeviceId, &(u64, Moment))| {
+            let (after, at) = after.get(id)?;
+            let covered = at.since(running.started).as_secs_f64();
+            // A counter that went back was started again with its driver.
+            let millijoules = after.checked_sub(*before)?;
+            (covered * 2.0 >= ran).then(|| millijoules as f64 / 1000.0 * (ran / covered).max(1.0))
+        };
+        running.energy.iter().map(spent).sum()
     }
 
-    /// Keeps the most memory seen in use by each running attempt's own processes.
+    /// Keeps the most memory seen in use by each running attempt's own processes, on all of its devices together.
     pub(super) fn note_peaks(&mut self) {
+        let mut used_by: HashMap<JobId, Bytes> = HashMap::new();
         for reading in self.snapshot.devices.iter().filter(|reading| reading.pids_match) {
             let Some(processes) = &reading.processes else { continue };
             let Some(device) = self.state.device(&reading.id) else { continue };
@@ -282,27 +346,15 @@ impl Director {
                         && (process.job == Some(lease.job) || (lease.group.is_some() && process.group == lease.group))
                 });
                 let used: Bytes = ours.filter_map(|process| process.memory).sum();
-                if let Some(running) = self.running.get_mut(&lease.job).filter(|_| used.0 > 0) {
-                    running.peak_memory = running.peak_memory.max(Some(used.0));
-                }
+                let sum = used_by.entry(lease.job).or_default();
+                *sum = *sum + used;
             }
         }
-    }
-}
-
-/// The report of an attempt whose process was never tried.
-fn not_started(job: JobId, attempt: u32, error: String) -> Report {
-    Report {
-        job,
-        attempt,
-        pid: None,
-        started_at: None,
-        ended_at: jiff::Timestamp::now(),
-        ran: std::time::Duration::ZERO,
-        end: End::NotStarted { error, host: false },
-        said: None,
-        missing_outputs: Vec::new(),
-        out_of_memory: false,
+        for (job, used) in used_by.into_iter().filter(|(_, used)| used.0 > 0) {
+            if let Some(running) = self.running.get_mut(&job) {
+                running.peak_memory = running.peak_memory.max(Some(used.0));
+            }
+        }
     }
 }
 

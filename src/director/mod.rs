@@ -8,7 +8,7 @@ mod publish;
 mod requests;
 mod start;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::config::{self, Config};
 use crate::devices::locks::Locks;
 use crate::devices::pin::Cores;
 use crate::devices::prober::{self, Prober};
-use crate::devices::{CordonBy, DeviceId, Snapshot};
+use crate::devices::{self, CordonBy, DeviceId, HostMode, Snapshot};
 use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Scanner};
 use crate::item::{JobId, Step, StopWhy};
@@ -58,8 +58,22 @@ enum Event {
     Configured(Result<(Config, Vec<config::Warning>), config::ConfigError>),
     Inbox(inbox::Notice),
     Ledger(Check),
+    /// A part's thread is no more, and its channel closed.
+    Gone(Part),
     /// A moment that the director waits for has come.
     Due,
+}
+
+/// The parts that the director listens to and that could die. Workers aren't among them: it holds a sender of theirs.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Signals,
+    Spool,
+    Prober,
+    Interface,
+    Configuration,
+    Ledger,
+    Scanner,
 }
 
 /// How many events are taken in before the next plan: a burst costs one plan, and a stop still gets through.
@@ -72,14 +86,14 @@ const PUBLISH_LARGE_EVERY: Duration = Duration::from_millis(500);
 const CLAIMS_PAUSE: Duration = Duration::from_secs(1);
 /// How long another director's lock keeps a device out before it is tried again.
 const LOCKED_OUT: Duration = Duration::from_secs(1);
-/// A driver that hasn't answered a check for so long is taken for hung: three of its periods.
-const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+/// A prober with a driver says something every few seconds. After this long its heart is looked at.
+const PROBER_QUIET: Duration = Duration::from_secs(10);
 
 /// A worker that runs, with what must be let go when it ends.
 struct Running {
     handle: worker::Handle,
-    /// Where the boards' energy counters stood.
-    energy: BTreeMap<DeviceId, u64>,
+    /// Where the boards' energy counters stood, and when.
+    energy: BTreeMap<DeviceId, (u64, Moment)>,
     peak_memory: Option<u64>,
     started: Moment,
 }
@@ -115,6 +129,14 @@ struct Director {
     number: u64,
     watchdog: Option<Duration>,
     watchdog_at: Moment,
+    /// When the prober last said something, or its heart was looked at instead.
+    heard_at: Moment,
+    /// It hangs in the driver, and the devices are unknown for that.
+    prober_hangs: bool,
+    /// Failed attempts whose devices are being looked at.
+    unjudged: Vec<attempts::Unjudged>,
+    /// Who waits until a cordon is written down, in the order in which they asked.
+    cordoning: VecDeque<requests::PendingCordon>,
 
     // In the order in which they are to drop: what others wait on first.
     events: Sender<worker::Event>,
@@ -166,16 +188,16 @@ impl Director {
         let timer = self.next_due().map_or_else(never, |moment| at(self.clock.instant(moment)));
         // Biased: neither a stop nor a report may queue behind a thousand arrivals.
         select_biased! {
-            recv(self.stops) -> _ => Event::Signal,
+            recv(self.stops) -> it => it.map_or(Event::Gone(Part::Signals), |()| Event::Signal),
             recv(self.reports) -> it => it.map_or(Event::Due, Event::Worker),
-            recv(self.spool.answers) -> it => it.map_or_else(|_| spool_gone(), Event::Spool),
-            recv(self.prober.snapshots) -> it => it.map_or(Event::Due, Event::Probed),
-            recv(self.requests) -> it => it.map_or(Event::Due, Event::Asked),
+            recv(self.spool.answers) -> it => it.map_or(Event::Gone(Part::Spool), Event::Spool),
+            recv(self.prober.snapshots) -> it => it.map_or(Event::Gone(Part::Prober), Event::Probed),
+            recv(self.requests) -> it => it.map_or(Event::Gone(Part::Interface), Event::Asked),
             recv(self.inspected) -> it => it.map_or(Event::Due, Event::Inspected),
-            recv(self.configured.changes) -> it => it.map_or(Event::Due, Event::Configured),
-            recv(self.ledger.health) -> it => it.map_or(Event::Due, Event::Ledger),
+            recv(self.configured.changes) -> it => it.map_or(Event::Gone(Part::Configuration), Event::Configured),
+            recv(self.ledger.health) -> it => it.map_or(Event::Gone(Part::Ledger), Event::Ledger),
             recv(timer) -> _ => Event::Due,
-            recv(self.scanner.notices) -> it => it.map_or(Event::Due, Event::Inbox),
+            recv(self.scanner.notices) -> it => it.map_or(Event::Gone(Part::Scanner), Event::Inbox),
         }
     }
 
@@ -200,12 +222,46 @@ impl Director {
             Event::Worker(event) => self.on_worker(event),
             Event::Spool(answer) => self.on_spool(answer),
             Event::Probed(snapshot) => self.on_snapshot(snapshot),
+            Event::Gone(part) => self.on_gone(part),
             Event::Asked(request) => self.on_request(request),
             Event::Inspected(inspected) => self.on_inspected(inspected),
             Event::Configured(outcome) => self.on_configured(outcome),
             Event::Inbox(notice) => self.on_inbox(notice),
             Event::Ledger(check) => self.set_health(check),
             Event::Due => {}
+        }
+    }
+
+    /// A closed channel is always ready and would spin the loop: it is replaced by one that never is, and people are told.
+    fn on_gone(&mut self, part: Part) {
+        let failed = |what, words: &str| Check::failed(what, format!("{words} has failed: restart the director"));
+        match part {
+            Part::Signals => self.stops = never(),
+            Part::Prober => {
+                self.prober.snapshots = never();
+                self.devices_unknown("the thread that asks the driver has failed: restart the director".to_owned());
+            }
+            Part::Spool => {
+                self.spool.answers = never();
+                self.state.may_claim = false;
+                self.set_health(failed(What::Spool, "the spool's thread"));
+            }
+            Part::Interface => {
+                self.requests = never();
+                error!("the interface's thread has failed: no command reaches this director; restart it by a signal");
+            }
+            Part::Configuration => {
+                self.configured.changes = never();
+                self.set_health(failed(What::Config, "the thread that follows the configuration"));
+            }
+            Part::Ledger => {
+                self.ledger.health = never();
+                self.set_health(failed(What::Ledger, "the ledger's thread"));
+            }
+            Part::Scanner => {
+                self.scanner.notices = never();
+                self.set_health(failed(What::Inbox, "the thread that reads the inbox"));
+            }
         }
     }
 
@@ -281,6 +337,8 @@ impl Director {
     }
 
     fn on_snapshot(&mut self, snapshot: Snapshot) {
+        self.heard_at = self.state.now;
+        self.prober_hangs = false;
         let trouble = snapshot.trouble.clone();
         if trouble != self.snapshot.trouble {
             match &trouble {
@@ -296,6 +354,7 @@ impl Director {
         self.state.observe(&snapshot);
         self.snapshot = snapshot;
         self.note_peaks();
+        self.judge_failed();
     }
 
     fn log_verdict_changes(&self, next: &Snapshot) {
@@ -316,10 +375,10 @@ impl Director {
         let (mut new, warnings) = match outcome {
             Ok(read) => read,
             Err(error) => {
-                warn!(%error, "the changed configuration is not valid; the old one stays in force");
+                warn!(error = error.summary(), "the changed configuration is not valid; the old one stays in force");
                 self.set_health(Check::failed(
                     What::Config,
-                    format!("the changed file is not valid, the old one stays in force: {error}"),
+                    format!("the changed file is not valid, the old one stays in force: {}", error.summary()),
                 ));
                 return;
             }
@@ -344,7 +403,7 @@ impl Director {
             != (self.config.history.keep_done, self.config.history.keep_failed);
         info!(routes = new.routes.len(), "the changed configuration is in force");
         self.config = new;
-        self.state.rules = start::resolved(&self.config.devices);
+        self.state.rules = devices::resolved(&self.config.devices);
         if kept {
             self.keep_history();
         }
@@ -391,13 +450,16 @@ impl Director {
         for id in locked_out {
             self.state.device_mut(&id).cordon = None;
         }
-        if self.snapshot.trouble.is_none() && self.probe_overdue().is_some_and(|moment| moment <= now) {
-            let why = format!("the driver hasn't answered for {} s", PROBE_PATIENCE.as_secs());
-            warn!(why, "the devices are unknown until it does");
-            self.set_health(Check::failed(What::Devices, why.clone()));
-            self.snapshot.trouble = Some(why);
-            self.dirty = true;
+        match self.prober.silent_for(now).filter(|_| !self.prober_hangs) {
+            Some(silence) => {
+                self.prober_hangs = true;
+                self.devices_unknown(format!("the driver hasn't answered for {} s", silence.as_secs()));
+            }
+            None if self.heard_at + PROBER_QUIET <= now => self.heard_at = now,
+            None => {}
         }
+        self.judge_failed();
+        self.locks.stop_waiting(now);
         if let Some(period) = self.watchdog.filter(|_| self.watchdog_at <= now) {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
             self.watchdog_at = now + period;
@@ -411,20 +473,36 @@ impl Director {
         })
     }
 
-    fn probe_overdue(&self) -> Option<Moment> {
-        self.state.devices().filter_map(|(_, device)| device.asked_at).min().map(|asked| asked + PROBE_PATIENCE)
+    /// When the prober is to be looked at. What hangs is noticed by its heart alone: a check may have to wait behind
+    /// others, and a sweep that nobody asked for hangs as well.
+    fn prober_due(&self) -> Option<Moment> {
+        if self.prober_hangs {
+            return None;
+        }
+        let quiet = || self.heard_at + PROBER_QUIET;
+        let driven = self.snapshot.mode == HostMode::Gpu && self.snapshot.trouble.is_none();
+        self.prober.hangs_at().or_else(|| driven.then(quiet))
+    }
+
+    /// What the driver last said stands, for what runs; nothing new is started on its word.
+    fn devices_unknown(&mut self, why: String) {
+        warn!(why, "the devices are unknown");
+        self.set_health(Check::failed(What::Devices, why.clone()));
+        self.snapshot.trouble = Some(why);
+        self.dirty = true;
     }
 
     /// The next moment that matters, if nothing happens before.
     fn next_due(&self) -> Option<Moment> {
         let publish = self.dirty.then(|| self.published_at + self.publish_period());
-        let probe = self.probe_overdue().filter(|_| self.snapshot.trouble.is_none());
+        let probe = self.prober_due();
         let watchdog = self.watchdog.map(|_| self.watchdog_at);
         let locked_out = self.locked_out().map(|(_, until)| until).min();
         let retry = self.state.next_retry();
         let known =
             [publish, probe, watchdog, locked_out, retry, self.claims_resume, self.state.next_change(&self.snapshot)];
-        known.into_iter().flatten().min()
+        let known = known.into_iter().chain([self.next_judgement()]);
+        known.flatten().min()
     }
 
     /// Tells the prober what matters, when that has changed.
@@ -466,9 +544,4 @@ impl Director {
             self.to_scanner(inbox::Answer::Taken(taken));
         }
     }
-}
-
-/// The spool thread never ends before it is told to; without it nothing can be made durable.
-fn spool_gone() -> Event {
-    Event::Spool(spool::Answer::Health(Check::failed(What::Spool, "the spool thread is gone; restart the director")))
 }

@@ -2,7 +2,7 @@
 
 use super::{Director, PUBLISH_EVERY, PUBLISH_LARGE_EVERY};
 use crate::api::view::{Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, RunningView, Status, View};
-use crate::devices::{DeviceId, DeviceKind, Reading, Verdict};
+use crate::devices::DeviceId;
 use crate::inbox::ItemInfo;
 use crate::item::Stage;
 use crate::plan;
@@ -63,40 +63,10 @@ impl Director {
                 cancelled: tally.cancelled,
                 ignored: self.counts.ignored,
             },
-            devices: self.snapshot.devices.iter().map(|reading| self.device_view(reading)).collect(),
+            devices: self.snapshot.devices.iter().map(|it| DeviceView::new(&self.state, it, &self.snapshot)).collect(),
             running: self.state.jobs().filter(|job| !job.stage.leased().is_empty()).map(running_view).collect(),
             held: self.held(),
             health: self.health.values().cloned().collect(),
-        }
-    }
-
-    fn device_view(&self, reading: &Reading) -> DeviceView {
-        let verdict = self.state.verdict(reading, &self.snapshot);
-        let leases = self.state.device(&reading.id).map_or(&[][..], |device| &device.leases.held);
-        let job_dir = |lease: &crate::devices::Lease| self.state.job(lease.job).map(|job| job.record.dir().to_string());
-        let leases: Vec<String> = leases.iter().filter_map(job_dir).collect();
-        let slots = self.state.slots(reading);
-        // CPU slots are many: the pool is leased once none is free.
-        let full = reading.kind != DeviceKind::Cpu || leases.len() >= slots as usize;
-        let word = if verdict == Verdict::Leased && !full { Verdict::Free.word() } else { verdict.word() };
-        let reason = match verdict {
-            Verdict::Leased => format!("{} of {slots} slot{} taken", leases.len(), if slots == 1 { "" } else { "s" }),
-            other => other.to_string(),
-        };
-        DeviceView {
-            id: reading.id.0.clone(),
-            index: reading.index,
-            kind: reading.kind,
-            name: reading.name.clone(),
-            verdict: word.to_owned(),
-            reason: crate::item::escape(reason.as_bytes()),
-            slots,
-            leases,
-            memory_total: reading.memory_total.map(|size| size.0),
-            memory_used: reading.memory_used.map(|size| size.0),
-            utilization: reading.utilization.last().copied(),
-            temperature: reading.temperature,
-            power_w: reading.power_w,
         }
     }
 

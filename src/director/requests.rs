@@ -1,6 +1,6 @@
 //! What people and programs ask of the director through the interface.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::Director;
 use crate::api::{Command, InboxRef, Refusal, Request};
-use crate::devices::{Cordon, CordonBy, DeviceId, Reading, prober};
+use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, Reading, prober};
 use crate::inbox::{self, Candidate, CandidateKey};
 use crate::item::{ItemName, JobId};
 use crate::spool::{self, ClaimedJob};
@@ -22,6 +22,12 @@ pub(super) struct PendingRetry {
     waiting: HashSet<JobId>,
     revived: Vec<String>,
     refused: Vec<Value>,
+    reply: Reply,
+}
+
+/// A cordon, or the end of one, that is being written down.
+pub(super) struct PendingCordon {
+    answer: Value,
     reply: Reply,
 }
 
@@ -46,8 +52,8 @@ impl Director {
                 self.to_prober(prober::Ask::Release);
                 Ok(json!({ "released": true }))
             }
-            Command::Cordon { device } => self.cordon(&device),
-            Command::Uncordon { device } => self.uncordon(&device),
+            Command::Cordon { device } => return self.cordon(&device, reply),
+            Command::Uncordon { device } => return self.uncordon(&device, reply),
             Command::Cancel { jobs, inbox } => self.cancel(&jobs, inbox),
             Command::Retry { jobs } => return self.retry(jobs, reply),
         };
@@ -76,32 +82,75 @@ impl Director {
         Err(refusal("draining", format!("cannot {what}: the director is draining"), "start it again once it has ended"))
     }
 
-    fn cordon(&mut self, device: &str) -> Result<Value, Refusal> {
-        let id = self.find_device(device)?;
-        let cordon = Cordon { by: CordonBy::Hand, since: self.state.now, reason: String::new() };
-        self.state.device_mut(&id).cordon = Some(cordon);
+    fn cordon(&mut self, device: &str, reply: Reply) {
+        let id = match self.find_device(device) {
+            Ok(id) => id,
+            Err(refusal) => return drop(reply.send(Err(refusal))),
+        };
+        self.cordon_by_hand(&id);
         warn!(device = %id, "cordoned by hand");
-        Ok(json!({ "cordoned": id }))
+        self.write_cordons(PendingCordon { answer: json!({ "cordoned": id }), reply });
     }
 
-    fn uncordon(&mut self, device: &str) -> Result<Value, Refusal> {
-        let id = self.find_device(device)?;
+    fn uncordon(&mut self, device: &str, reply: Reply) {
+        let id = match self.find_device(device) {
+            Ok(id) => id,
+            Err(refusal) => return drop(reply.send(Err(refusal))),
+        };
         crate::fault::forgive(&mut self.state, &id);
         info!(device = %id, "uncordoned");
-        Ok(json!({ "uncordoned": id }))
+        self.write_cordons(PendingCordon { answer: json!({ "uncordoned": id }), reply });
     }
 
-    /// By UUID, a unique prefix of one, or the index.
+    pub(super) fn cordon_by_hand(&mut self, id: &DeviceId) {
+        let cordon = Cordon { by: CordonBy::Hand, since: self.state.now, reason: String::new() };
+        self.state.device_mut(id).cordon = Some(cordon);
+    }
+
+    /// What a hand took out stays out after a restart: it is answered once that is on disk.
+    fn write_cordons(&mut self, pending: PendingCordon) {
+        let by_hand = |device: &crate::state::Device| device.cordon.as_ref().is_some_and(|it| it.by == CordonBy::Hand);
+        let devices = self.state.devices().filter(|(_, device)| by_hand(device)).map(|(id, _)| id.clone()).collect();
+        self.cordoning.push_back(pending);
+        self.to_spool(spool::Task::Cordons { devices });
+    }
+
+    pub(super) fn on_cordons(&mut self, outcome: Result<(), String>) {
+        let Some(PendingCordon { answer, reply }) = self.cordoning.pop_front() else { return };
+        let answer = outcome.map(|()| answer).map_err(|error| {
+            refusal(
+                "not-written",
+                format!("it holds until the director ends, but can't be written down: {error}"),
+                "see the health of spool and space in `gamdok status`, then ask again",
+            )
+        });
+        self.publish();
+        let _ = reply.send(answer);
+    }
+
+    /// By UUID, a unique prefix of one, or the index. A device that isn't there at present may still be cordoned, and is
+    /// known by its UUID.
     fn find_device(&self, text: &str) -> Result<DeviceId, Refusal> {
-        let exact =
-            |reading: &&Reading| reading.id.0 == text || reading.index.is_some_and(|index| index.to_string() == text);
-        let prefix = |reading: &&Reading| reading.id.0.starts_with(text);
-        let mut found: Vec<&Reading> = self.snapshot.devices.iter().filter(exact).collect();
+        // A GPU's index is its instances' too; it stands for all of them.
+        let of_index = |reading: &&Reading| {
+            reading.kind != DeviceKind::Mig && reading.index.is_some_and(|index| index.to_string() == text)
+        };
+        let known: BTreeSet<&DeviceId> = self
+            .snapshot
+            .devices
+            .iter()
+            .map(|reading| &reading.id)
+            .chain(self.state.devices().map(|(id, _)| id))
+            .collect();
+        let mut found: Vec<&DeviceId> = known.iter().copied().filter(|id| id.0 == text).collect();
+        if found.is_empty() {
+            found = self.snapshot.devices.iter().filter(of_index).map(|reading| &reading.id).collect();
+        }
         if found.is_empty() && !text.is_empty() {
-            found = self.snapshot.devices.iter().filter(prefix).collect();
+            found = known.into_iter().filter(|id| id.0.starts_with(text)).collect();
         }
         match found.as_slice() {
-            [one] => Ok(one.id.clone()),
+            [one] => Ok((*one).clone()),
             [] => Err(refusal(
                 "no-such-device",
                 format!("no device `{text}`"),

@@ -1,6 +1,6 @@
 //! Building a director: the root, the threads, recovery; and taking it down again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crossbeam_channel::{bounded, unbounded};
@@ -13,7 +13,7 @@ use crate::config::{self, Config};
 use crate::devices::locks::Locks;
 use crate::devices::pin::Cores;
 use crate::devices::prober::{self, Prober};
-use crate::devices::{HostMode, Snapshot};
+use crate::devices::{HostMode, Snapshot, resolved};
 use crate::health::{Check, What};
 use crate::inbox;
 use crate::ledger;
@@ -42,16 +42,20 @@ pub struct Options {
 pub enum RunError {
     #[error(transparent)]
     Root(#[from] RootError),
+    /// The configuration names something that isn't as it should be.
+    #[error("{0}")]
+    Config(String),
     #[error("cannot {what}: {source}")]
     Io { what: &'static str, source: std::io::Error },
 }
 
 impl RunError {
-    /// DESIGN's exit codes: 4 another director, 5 the root is unavailable.
+    /// The contract's exit codes: 1 it failed, 2 configuration, 4 another director, 5 the root is unavailable.
     pub fn exit_code(&self) -> u8 {
         match self {
             RunError::Root(error) => error.exit_code(),
-            RunError::Io { .. } => 5,
+            RunError::Config(_) => 2,
+            RunError::Io { .. } => 1,
         }
     }
 }
@@ -84,8 +88,9 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     let recovered = spool::recover(&root, clock)?;
     let io = |what| move |source| RunError::Io { what, source };
     let ledger = ledger::start(ledger::Setup::of_root(root.path())).map_err(io("start the ledger"))?;
-    let spool = spool::start(root.clone(), clock, recovered.backlog)
-        .map_err(|error| RunError::Io { what: "start the spool", source: error.into() })?;
+    let spool = spool::start(root.clone(), clock, recovered.backlog).map_err(|error| {
+        RootError::unavailable(format!("cannot work in the root: {error}"), "look at its permissions")
+    })?;
     // A driver that wakes its GPUs takes seconds; CPU slots needn't wait for it.
     let first = prober
         .snapshots
@@ -103,8 +108,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     let configured = config::watch::start(source, &config).map_err(io("watch the configuration"))?;
     let board = api::Board::new(first_view(&root, first.mode));
     let (ask, requests) = bounded(REQUESTS);
-    let token =
-        config.api.token_file.as_deref().map(api::server::read_token).transpose().map_err(io("read the token"))?;
+    let token = config.api.token_file.as_deref().map(token).transpose()?;
     let directories = api::directories::Directories::new(root.path(), Some(&config));
     let server = api::serve(api::ServerSetup {
         directories: directories.clone(),
@@ -114,7 +118,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         listen: config.api.listen,
         token,
     })
-    .map_err(io("open the interface"))?;
+    .map_err(io("open the interface (the socket in the root, and `listen` in [api] where that is set)"))?;
     let (events, reports) = bounded(REPORTS);
     let (inspections, inspected) = unbounded();
     let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
@@ -145,6 +149,10 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         number: 0,
         watchdog,
         watchdog_at: Moment::default(),
+        heard_at: clock.now(),
+        prober_hangs: false,
+        unjudged: Vec::new(),
+        cordoning: VecDeque::new(),
         events,
         inspections,
         board,
@@ -160,6 +168,10 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         config,
     };
     director.state.now = clock.now();
+    for device in spool::cordons::read(&root.state())? {
+        warn!(%device, "still cordoned by hand");
+        director.cordon_by_hand(&device);
+    }
     director.on_snapshot(first);
     info!(
         root = %crate::item::escape(root.path().as_os_str().as_encoded_bytes()),
@@ -200,9 +212,13 @@ impl Director {
     }
 }
 
-/// The device rules with what depends on the host filled in.
-pub(super) fn resolved(devices: &config::Devices) -> config::Devices {
-    config::Devices { cpu_slots: Some(crate::devices::cpu_slots(devices)), ..devices.clone() }
+fn token(file: &std::path::Path) -> Result<String, RunError> {
+    api::server::read_token(file).map_err(|error| {
+        let file = crate::root::shown(file);
+        RunError::Config(format!(
+            "cannot read `token_file` in [api], `{file}`: {error}\nhelp: write a secret into it, one line that this user can read"
+        ))
+    })
 }
 
 fn no_devices() -> Snapshot {

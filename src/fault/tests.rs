@@ -115,6 +115,24 @@ fn assessed(history: &str, end: &str, retries: u32) -> Assessment {
 }
 
 #[test]
+fn a_retry_by_hand_gives_all_tries_again() {
+    let check = |behind: u32, end: &str, expected: &str| {
+        let mut record = record(1, Arc::new(Route { retries: 2, ..route("r") }));
+        past(&mut record, "exit@gpu0 exit@gpu1 (device-lost@gpu2) exit@gpu3 exit@gpu4");
+        record.attempts.push(Attempt { devices: vec![DeviceId("gpu9".to_owned())], ..Attempt::planned(6) });
+        record.revived_after = behind;
+        let (mut told, lost) = told(end);
+        told.attempt = 6;
+        assert_eq!(shown(&assess(&record, &told, lost)), expected);
+    };
+    check(0, "exit3", "exit counted, against device; failed exit: exit code 3 after attempt 5 of 3");
+    check(5, "exit3", "exit counted, against device; retry in 5s");
+    check(4, "exit3", "exit counted, against device; retry in 10s");
+    check(5, "exit1 lost", "device-lost uncounted, against device; retry in 0s elsewhere");
+    check(5, "oom exit1", "out-of-memory uncounted, against device; retry in 5s elsewhere");
+}
+
+#[test]
 fn success_is_exit_0_with_all_outputs_and_nothing_said_against_it() {
     check("", "exit0", "none counted; done");
     check("", "exit0 done", "none counted; done");
@@ -147,7 +165,13 @@ fn the_items_own_failures_are_counted_and_bounded() {
         "exit0 missing",
         "missing-output counted; failed missing-output: no output matches *.txt after attempt 3 of 3",
     );
-    check("exit exit", "no-program", "spawn counted; failed spawn: can't start: no such file after attempt 3 of 3");
+    check("exit exit", "no-program", "spawn uncounted; retry in 5s");
+    check("(spawn)", "no-program", "spawn uncounted; retry in 10s");
+    check(
+        "(spawn) (spawn)",
+        "no-program",
+        "spawn uncounted; failed spawn: can't start: no such file after attempt 3 of 3",
+    );
     check(
         "exit exit",
         "protocol",
@@ -203,7 +227,7 @@ fn try_later_waits_longer_each_time_and_isnt_counted() {
     check(
         &later,
         "exit75",
-        "exit uncounted; failed poison: gave up after 10 attempts that weren't held against it; the last: exit code 75 (try later)",
+        "exit uncounted; failed exit: gave up after 10 attempts that weren't held against it; the last: exit code 75 (try later)",
     );
 }
 
@@ -230,7 +254,7 @@ fn the_devices_and_the_hosts_faults_arent_the_items() {
     check(
         &"(io) ".repeat(9),
         "io",
-        "io uncounted; failed poison: gave up after 10 attempts that weren't held against it; the last: can't write the log: no space",
+        "io uncounted; failed io: gave up after 10 attempts that weren't held against it; the last: can't write the log: no space",
     );
 }
 

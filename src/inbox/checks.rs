@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,6 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use super::manifest;
 use super::ready::{Need, Verdict};
 use super::signature::{Limits, Tree, WalkError, walk};
+use crate::config::template::{Placeholder, fill};
 use crate::item::{ItemKind, Signature};
 
 /// At once; they read disks and hold cores that workers want.
@@ -156,29 +157,14 @@ impl Drop for Report {
     }
 }
 
-/// The validator's arguments with `{item}` and `{name}` filled in; `{{` and `}}` stand for braces.
+/// The validator's arguments with `{item}` and `{name}` filled in; a checked configuration has no others there.
 pub(super) fn fill_in(argv: &[String], item: &Path, name: &OsStr) -> Vec<OsString> {
-    let one = |argument: &String| {
-        let mut filled = Vec::new();
-        let mut rest = argument.as_bytes();
-        while let Some((&first, after)) = rest.split_first() {
-            let (bytes, skip): (&[u8], usize) = if rest.starts_with(b"{item}") {
-                (item.as_os_str().as_bytes(), 6)
-            } else if rest.starts_with(b"{name}") {
-                (name.as_bytes(), 6)
-            } else if rest.starts_with(b"{{") || rest.starts_with(b"}}") {
-                (&rest[..1], 2)
-            } else {
-                filled.push(first);
-                rest = after;
-                continue;
-            };
-            filled.extend_from_slice(bytes);
-            rest = &rest[skip..];
-        }
-        OsString::from_vec(filled)
+    let value = |placeholder| match placeholder {
+        Placeholder::Item => item.as_os_str(),
+        Placeholder::Name => name,
+        _ => OsStr::new(""),
     };
-    argv.iter().map(one).collect()
+    argv.iter().map(|argument| fill(argument, value)).collect()
 }
 
 /// Runs a validator: 0 = ready, 75 = not yet, all else is a refusal.

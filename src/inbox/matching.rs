@@ -95,32 +95,8 @@ pub(super) fn companion(name: &OsStr, end: &str) -> OsString {
 /// A route for tests: everything at its default.
 #[cfg(test)]
 pub(super) fn plain_route(name: &str) -> Route {
-    use crate::config::{Mode, Ready, RouteKind};
-    use std::time::Duration;
-    Route {
-        name: name.to_owned(),
-        folder: String::new(),
-        patterns: Vec::new(),
-        kind: RouteKind::Any,
-        command: vec!["true".to_owned()],
-        mode: Mode::Oneshot,
-        env: Default::default(),
-        cwd: None,
-        dir: "/".into(),
-        gpus: 0,
-        gpu_memory: None,
-        cpu_fallback: true,
-        visible: None,
-        priority: 0,
-        max_running: None,
-        timeout: None,
-        kill_grace: Duration::from_secs(10),
-        retries: 2,
-        backoff: Duration::from_secs(5),
-        outputs: Vec::new(),
-        ready: Ready::default(),
-        publish: None,
-    }
+    use crate::config::RouteKind;
+    Route { kind: RouteKind::Any, gpus: 0, ..Route::new(name, vec!["true".to_owned()], "/") }
 }
 
 #[cfg(test)]

@@ -42,11 +42,23 @@ impl Signature {
         }
     }
 
-    /// Whether nothing of the payload changed between a look and one after a rename: the rename itself sets the ctime
-    /// of what it moves, and a producer may take away its own second link at any time.
+    /// Whether nothing of the payload changed since a look before the claim. What the claim itself changes is left out:
+    /// its rename sets the ctime, its sync may settle the blocks, and on some file systems a directory gets a new
+    /// mtime with its new parent. And a producer may take away its own second link at any time.
+    ///
+    /// A directory is told by its inside. One that was empty, or that wasn't looked into, is told by its mtime.
     pub fn is_same_payload(&self, before: &Signature) -> bool {
-        let fixed = Signature { ctime_ns: 0, nlink: 0, ..*self };
-        fixed == Signature { ctime_ns: 0, nlink: 0, ..*before }
+        let same_one = (self.dev, self.ino) == (before.dev, before.ino);
+        let same_inside = (self.size, self.digest, self.entries) == (before.size, before.digest, before.entries);
+        let same_time = self.mtime_ns == before.mtime_ns;
+        let looked_inside = |it: &Signature| it.entries != 0;
+        same_one
+            && match (looked_inside(before), looked_inside(self)) {
+                (true, true) => same_inside,
+                // Of two, one of which looked inside, the size doesn't mean the same.
+                (true, false) | (false, true) => same_time,
+                (false, false) => same_time && same_inside,
+            }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use jiff::{Timestamp, ToSpan as _};
 
 use super::*;
-use crate::config::{Mode, Ready, Route, RouteKind};
+use crate::config::{Route, RouteKind};
 use crate::devices::DeviceId;
 use crate::health::Condition;
 use crate::item::{Attempt, ItemKind, ItemName, JobDir, JobId, Outcome, Reason};
@@ -159,30 +159,8 @@ impl Made {
 }
 
 fn route(name: &str) -> Route {
-    Route {
-        name: name.to_owned(),
-        folder: String::new(),
-        patterns: Vec::new(),
-        kind: RouteKind::Any,
-        command: vec!["/bin/true".to_owned()],
-        mode: Mode::Oneshot,
-        env: Default::default(),
-        cwd: None,
-        dir: PathBuf::from("/"),
-        gpus: 0,
-        gpu_memory: Some(Bytes(1)),
-        cpu_fallback: true,
-        visible: None,
-        priority: 0,
-        max_running: None,
-        timeout: None,
-        kill_grace: Duration::from_secs(10),
-        retries: 2,
-        backoff: Duration::from_secs(5),
-        outputs: Vec::new(),
-        ready: Ready::default(),
-        publish: None,
-    }
+    let command = vec!["/bin/true".to_owned()];
+    Route { kind: RouteKind::Any, gpus: 0, gpu_memory: Some(Bytes(1)), ..Route::new(name, command, "/") }
 }
 
 /// Lets the writer work until something holds; each answer follows one more of its steps.

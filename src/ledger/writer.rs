@@ -270,6 +270,8 @@ impl Writer {
         self.store = Some(store);
         match &found {
             Found::Whole | Found::CutOff => {}
+            // A new root's is no news.
+            Found::Absent if !has_history(&self.root) => {}
             Found::Absent => self.say_rebuilding("is new"),
             Found::OtherVersion => self.say_rebuilding("was written by another version"),
             Found::Broken(aside) => self.say_rebuilding(&format!("was broken and lies aside as `{}`", aside.display())),
@@ -331,6 +333,12 @@ impl Writer {
 
 /// The clocks of a file system and of the host may differ by a little.
 const MARGIN_NS: i64 = 10_000_000_000;
+
+/// Whether any job ever ended here.
+fn has_history(root: &Path) -> bool {
+    let any = |shelf: &str| std::fs::read_dir(root.join(shelf)).is_ok_and(|mut days| days.next().is_some());
+    any("done") || any("failed")
+}
 
 /// `…/done/2026-11-22/<job>` → (`done/2026-11-22`, `<job>`).
 fn place_and_name(dir: &Path) -> (String, String) {

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use crate::config::Policy;
-use crate::devices::{DeviceId, DeviceKind, Reading, Snapshot, Verdict};
+use crate::devices::{DeviceId, DeviceKind, Reading, Snapshot, Verdict, verdict};
 use crate::item::JobId;
 use crate::state::{Demand, Line, Pool, State, looked_at};
 use crate::units::{Bytes, Moment};
@@ -124,7 +124,7 @@ impl Spot<'_> {
             promised: 0,
             reserved: Bytes(0),
             kept: None,
-            cordoned: state.cordon(&reading.id).is_some(),
+            cordoned: state.cordon_of(reading).is_some(),
         };
         spot.reserved = held.iter().map(|lease| lease.memory.unwrap_or(spot.share())).sum();
         spot
@@ -206,7 +206,7 @@ impl Spot<'_> {
 
 /// The verdict, as it bears on more work: whatever a lease outranks in it for the work that runs, a device that was taken
 /// out under its workers, or that can't be asked, takes no others.
-fn for_more(state: &State, snapshot: &Snapshot, reading: &Reading) -> Verdict {
+pub(crate) fn for_more(state: &State, snapshot: &Snapshot, reading: &Reading) -> Verdict {
     let verdict = state.verdict(reading, snapshot);
     if !matches!(verdict, Verdict::Free | Verdict::Leased) {
         return verdict;
@@ -215,8 +215,8 @@ fn for_more(state: &State, snapshot: &Snapshot, reading: &Reading) -> Verdict {
         Verdict::Excluded(why.clone())
     } else if reading.health.lost {
         Verdict::Unhealthy("lost".to_owned())
-    } else if let Some(cordon) = state.cordon(&reading.id) {
-        Verdict::Unhealthy(format!("cordoned: {}", cordon.reason))
+    } else if let Some(cordon) = state.cordon_of(reading) {
+        verdict::cordoned(cordon)
     } else if let Some(trouble) = snapshot.trouble.as_ref().filter(|_| reading.kind.is_gpu()) {
         Verdict::Unknown(trouble.clone())
     } else {

@@ -5,7 +5,7 @@
 mod idle;
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::claim::{Claim, Undo, no_room};
+use super::cordons;
 use super::finish::{Finish, Step};
 use super::ground::Ground;
 use super::publish::{self, Published};
@@ -22,6 +23,7 @@ use super::retention::Retention;
 use super::revive::{self, Revived};
 use super::shelves::{self, Shelves};
 use super::space::{Room, Space};
+use super::spares::Spares;
 use super::sync::{How, Syncer};
 use super::tally::{Books, Shelf, Tally};
 use super::write::{Why, Write};
@@ -35,6 +37,10 @@ const CLAIMS: usize = 64;
 /// The first wait after the disk refused; doubles.
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_AT_MOST: Duration = Duration::from_secs(5);
+/// A round costs about the same for one thing as for a hundred. After a group of so many things the next one gathers
+/// for a while first; a smaller group means that someone may be waiting for each of them.
+const CROWD: usize = 8;
+const GATHER: Duration = Duration::from_millis(5);
 /// A move that nothing else follows becomes durable after this.
 const TRAILING: Duration = Duration::from_millis(20);
 /// How often low space is looked at until there is enough.
@@ -99,6 +105,7 @@ pub(super) struct Desk {
     syncer: Syncer,
     space: Space,
     shelves: Shelves,
+    spares: Spares,
     books: Books,
     retention: Retention,
     clock: Clock,
@@ -112,8 +119,11 @@ pub(super) struct Desk {
     /// What is wrong with writing, as it was last said.
     trouble: Option<Check>,
     trailing_at: Option<Moment>,
+    /// When the group that gathers is taken in.
+    gather_until: Moment,
     recheck_at: Option<Moment>,
     housekeeping_at: Moment,
+    prune_at: Moment,
     pruning: bool,
     counting: bool,
     publishing: HashMap<JobId, Box<Finish>>,
@@ -130,11 +140,13 @@ impl Desk {
         answers: Sender<Answer>,
         tally: Arc<Tally>,
     ) -> Result<Desk, Errno> {
+        let spares = Spares::new(ground.root.dir());
         Ok(Desk {
             syncer: Syncer::new(ground.root.dir(), clock, ground.faults.syncs_each())?,
             space: Space::new(ground.root.dir())?,
             ground,
             shelves: Shelves::default(),
+            spares,
             books: Books::new(tally),
             retention: Retention::default(),
             clock,
@@ -145,8 +157,10 @@ impl Desk {
             backoff: BACKOFF,
             trouble: None,
             trailing_at: None,
+            gather_until: Moment::default(),
             recheck_at: None,
             housekeeping_at: Moment::default(),
+            prune_at: Moment::default(),
             pruning: false,
             counting: false,
             publishing: HashMap::new(),
@@ -176,6 +190,13 @@ impl Desk {
 
     /// Waits for what comes first. False: everything is done that can be done, and the end was asked for.
     fn next(&mut self, tasks: &Receiver<Task>) -> bool {
+        let gathering = self.gather_until.since(self.clock.now());
+        if gathering > Duration::ZERO && !self.stopping {
+            // Not a wait for tasks: each would wake this thread.
+            if let Ok(word) = self.published.1.recv_timeout(gathering) {
+                self.published(word);
+            }
+        }
         if self.queue.is_empty() && self.named.is_empty() && !self.stopping {
             let wait = self.wait_for().saturating_sub(self.clock.now().0);
             if wait > Duration::ZERO {
@@ -206,7 +227,7 @@ impl Desk {
             Some(Task::Stop) | None => self.stopping = true,
             Some(Task::Keep { done, failed }) => {
                 self.retention = Retention { done, failed };
-                self.pruning = done.is_some() || failed.is_some();
+                self.prune_at = self.clock.now();
             }
             Some(task) => self.queue.push_back(task),
         }
@@ -214,11 +235,13 @@ impl Desk {
 
     /// The moment of the first thing that is due by itself.
     fn wait_for(&self) -> Duration {
-        if self.counting || self.space.wants_ballast() || (self.pruning && self.trailing_at.is_none()) {
+        let rested = self.trailing_at.is_none();
+        if self.counting || self.space.wants_ballast() || (rested && (self.pruning || self.spares.are_wanted())) {
             return Duration::ZERO;
         }
         let retry = (!self.stalled.is_empty() || self.trouble.is_some()).then_some(self.retry_at);
-        let due = [Some(self.housekeeping_at), retry, self.trailing_at, self.recheck_at];
+        let prune = self.retention.period().map(|_| self.prune_at);
+        let due = [Some(self.housekeeping_at), prune, retry, self.trailing_at, self.recheck_at];
         due.into_iter().flatten().min().unwrap_or_default().0
     }
 
@@ -243,7 +266,11 @@ impl Desk {
         ops.extend(tasks);
         ops.retain_mut_into(|op| op.carry_out(&self.ground, how), &mut refused);
         ops.extend(self.move_in(claims));
+        let crowded = ops.len() >= CROWD;
         self.round(&mut ops, how, &mut refused);
+        if crowded {
+            self.gather_until = self.clock.now() + GATHER;
+        }
         let clean = refused.is_empty();
         for op in ops {
             self.settle(op, &mut refused);
@@ -292,6 +319,10 @@ impl Desk {
                     Ok(revived) => ops.push(Op::Revived(Box::new(revived))),
                     Err(words) => self.answer(Answer::Revived { id, outcome: Err(words) }),
                 },
+                Task::Cordons { devices } => {
+                    let outcome = cordons::write(self.ground.root.dir(), &devices).map_err(|error| error.to_string());
+                    self.answer(Answer::Cordons(outcome));
+                }
                 // Taken in at the door.
                 Task::Keep { .. } | Task::Stop => {}
             }
@@ -314,6 +345,7 @@ impl Desk {
         let mut moved = Vec::with_capacity(claims.len());
         for claim in claims {
             let mut claim = Box::new(claim);
+            claim.take_spare(&self.ground, &mut self.spares);
             match claim.carry_out(&self.ground) {
                 Ok(()) => moved.push(Op::Claim(claim)),
                 Err(why) => moved.extend(self.undo(claim, why)),
@@ -348,8 +380,11 @@ impl Desk {
                 How::Whole => outcome = self.syncer.whole(),
                 How::Each => {
                     let (began, things) = (self.clock.now(), ops.len());
-                    ops.retain_mut_into(|op| op.sync_each(&self.ground), refused);
-                    outcome = self.sync_shared(ops);
+                    let chain = self.chain(ops);
+                    let ground = self.ground.clone();
+                    outcome = chain.and_then(|chain| {
+                        self.syncer.beside(chain, || ops.retain_mut_into(|op| op.sync_each(&ground), refused)).1
+                    });
                     self.syncer.each_took(things, self.clock.now().since(began));
                 }
             }
@@ -363,20 +398,24 @@ impl Desk {
         }
     }
 
-    fn sync_shared(&self, ops: &[Op]) -> Result<(), Errno> {
-        self.shelves.sync_each(&self.ground)?;
-        rustix::fs::fsync(self.ground.claimed())?;
-        let mut synced: Vec<*const OwnedFd> = Vec::new();
+    /// The directories that a round syncs one after the other: where things went before where they came from.
+    fn chain(&self, ops: &[Op]) -> Result<Vec<OwnedFd>, Errno> {
+        let copy = |dir: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(dir, 0);
+        let mut chain = self.shelves.unsynced(&self.ground)?;
+        chain.push(copy(self.ground.claimed())?);
+        let mut folders: Vec<&OwnedFd> = Vec::new();
         for op in ops {
             if let Op::Claim(claim) = op {
-                let folder = claim.folder();
-                if !synced.contains(&std::ptr::from_ref(folder)) {
-                    rustix::fs::fsync(folder)?;
-                    synced.push(folder);
+                chain.extend(claim.directories()?);
+                if !folders.iter().any(|folder| std::ptr::eq(*folder, claim.folder())) {
+                    folders.push(claim.folder());
                 }
             }
         }
-        Ok(())
+        for folder in folders {
+            chain.push(copy(folder.as_fd())?);
+        }
+        Ok(chain)
     }
 
     /// After the round: answers, or the next step.

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::fault_points::Faults;
 use super::record;
 use crate::item::JobRecord;
+use crate::proc::boot_id;
 use crate::root::Root;
 
 #[derive(Debug)]
@@ -25,7 +26,7 @@ impl Ground {
     pub(super) fn new(root: Arc<Root>, faults: Faults) -> Result<Ground, Errno> {
         let claimed = record::open_dir(root.dir(), "claimed")?;
         let network = root.is_network();
-        Ok(Ground { root, faults, boot_id: boot_id(), network, claimed })
+        Ok(Ground { root, faults, boot_id: boot_id().to_owned(), network, claimed })
     }
 
     pub(super) fn claimed(&self) -> BorrowedFd<'_> {
@@ -74,8 +75,12 @@ impl Ground {
 
     /// Makes a job's directory with what it must have before a payload moves in.
     pub(super) fn make_job(&self, dir: &str) -> Result<OwnedFd, Errno> {
-        rustix::fs::mkdirat(&self.claimed, dir, Mode::RWXU)?;
-        let job = record::open_dir(&self.claimed, dir)?;
+        self.make_job_in(self.claimed.as_fd(), dir)
+    }
+
+    pub(super) fn make_job_in(&self, place: BorrowedFd<'_>, dir: &str) -> Result<OwnedFd, Errno> {
+        rustix::fs::mkdirat(place, dir, Mode::RWXU)?;
+        let job = record::open_dir(place, dir)?;
         rustix::fs::mkdirat(&job, record::ITEM, Mode::RWXU)?;
         rustix::fs::mkdirat(&job, record::OUT, Mode::RWXU)?;
         record::write(&job, record::LOCK, b"")?;
@@ -89,9 +94,4 @@ impl Ground {
         }
         std::borrow::Cow::Owned(JobRecord { boot_id: self.boot_id.clone(), ..record.clone() })
     }
-}
-
-/// A number that changes with each boot: no process of another one can be alive.
-pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }

@@ -2,6 +2,7 @@
 //! together, and pays for one round of syncs. A kill at any point loses and repeats nothing.
 
 mod claim;
+pub mod cordons;
 mod desk;
 mod fault_points;
 mod finish;
@@ -15,6 +16,7 @@ mod retention;
 mod revive;
 mod shelves;
 mod space;
+mod spares;
 mod sync;
 pub mod tally;
 mod write;
@@ -27,6 +29,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::io::Errno;
 
+use crate::devices::DeviceId;
 use crate::health::Check;
 use crate::inbox::Candidate;
 use crate::item::{Ending, JobDir, JobId, JobRecord, ResultRecord};
@@ -34,8 +37,6 @@ use crate::root::Root;
 use crate::units::Clock;
 
 pub use fault_points::{FAULT_POINTS, Faults};
-pub use ground::boot_id;
-pub use record::LockNote;
 pub use recover::{no_route, recover};
 pub use revive::{Place, find};
 pub use tally::Tally;
@@ -56,6 +57,8 @@ pub enum Task {
     Revive { id: JobId },
     /// How long ended jobs are kept; none: forever. Not answered.
     Keep { done: Option<Duration>, failed: Option<Duration> },
+    /// Write down which devices a hand took out, for the next start.
+    Cordons { devices: Vec<DeviceId> },
     /// End the thread once everything before it is done.
     Stop,
 }
@@ -93,7 +96,9 @@ pub enum Answer {
         id: JobId,
         outcome: Result<Box<ClaimedJob>, String>,
     },
-    /// The tally is complete, or was corrected after others changed `done/` or `failed/`.
+    /// The cordons are on disk, or why not; it isn't tried again.
+    Cordons(Result<(), String>),
+    /// The tally is complete, or was corrected: old jobs were removed, or others changed `done/` or `failed/`.
     Counted,
     /// The state of `Spool` or `Space`. Failed: the disk refuses (full, I/O error, read-only), so claims are to pause until
     /// it is ok again; finishes are kept and retried by the spool. Degraded: a warning.

@@ -2,10 +2,9 @@
 //! it, and `GAMDOK_ID` in their environment; and ended, since an item never runs twice at once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,9 +13,11 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::ground::Ground;
-use super::record::{self, LOCK, LockNote};
+use super::record::{self, LOCK};
 use crate::item::JobId;
+use crate::proc::{self, ProcStat, all_pids};
 use crate::units::{Clock, Moment};
+use crate::worker::LockRecord;
 
 /// A job that may have living processes.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ pub(super) fn end_all(ground: &Ground, clock: Clock, suspects: &[Suspect]) -> BT
             if !theirs.is_empty() || lock.is_some_and(|lock| lock.held) {
                 alive.insert(suspect.id);
             }
-            victims.extend(theirs.iter().map(|process| (process.pid, suspect.grace)));
+            victims.extend(theirs.iter().map(|process| (process.pid, process.start_ticks, suspect.grace)));
             if !theirs.is_empty() {
                 let pids: Vec<_> = theirs.iter().map(|process| process.pid).collect();
                 tracing::warn!(job = suspect.dir, ?pids, "ending what outlived the last director");
@@ -87,7 +88,7 @@ fn wait(for_any: &mut [PollFd<'_>], at_most: Duration) -> bool {
 
 struct Lock {
     held: bool,
-    note: Option<LockNote>,
+    note: Option<LockRecord>,
     inode: (u64, u64),
 }
 
@@ -138,52 +139,32 @@ fn belongs(process: &Process, id: JobId, lock: Option<&Lock>, ground: &Ground, a
 /// All living processes of this user, but this one.
 fn sweep(with_files: bool) -> Vec<Process> {
     let own = rustix::process::geteuid().as_raw();
-    let me = std::process::id();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let mut found = Vec::new();
-    for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+    let look = |pid: i32| {
+        let path = Path::new("/proc").join(pid.to_string());
         // Each of these can end between two looks.
-        let ours = entry.metadata().is_ok_and(|metadata| metadata.uid() == own);
-        if !ours || pid == me {
-            continue;
-        }
-        let path = entry.path();
-        let Ok(stat) = std::fs::read(path.join("stat")) else { continue };
-        let Some((group, start_ticks)) = parse_stat(&stat) else { continue };
-        let environ = std::fs::read(path.join("environ")).unwrap_or_default();
+        std::fs::metadata(&path).ok().filter(|metadata| metadata.uid() == own)?;
+        let stat = ProcStat::read(pid).filter(|stat| !stat.is_dead())?;
         let files = if with_files { open_files(&path.join("fd")) } else { Vec::new() };
-        found.push(Process { pid: pid as i32, group, start_ticks, job: job_of(&environ), files });
-    }
-    found
+        Some(Process { pid, group: stat.group, start_ticks: stat.start_ticks, job: proc::job_of(&path), files })
+    };
+    all_pids().into_iter().filter_map(look).collect()
 }
 
-fn open_files(dir: &std::path::Path) -> Vec<(u64, u64)> {
+fn open_files(dir: &Path) -> Vec<(u64, u64)> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     let files = entries.flatten().filter_map(|entry| std::fs::metadata(entry.path()).ok());
     files.map(|metadata| (metadata.dev(), metadata.ino())).collect()
 }
 
-/// The group and the start of a process that isn't dead; its name may hold anything, spaces and parentheses too.
-fn parse_stat(stat: &[u8]) -> Option<(i32, u64)> {
-    let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
-    let text = std::str::from_utf8(&stat[after..]).ok()?;
-    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
-    let dead = matches!(*fields.first()?, "Z" | "X" | "x");
-    if dead { None } else { Some((fields.get(2)?.parse().ok()?, fields.get(19)?.parse().ok()?)) }
-}
-
-fn job_of(environ: &[u8]) -> Option<JobId> {
-    let value = environ.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"GAMDOK_ID="))?;
-    OsStr::from_bytes(value).to_str()?.parse().ok()
-}
-
 /// SIGTERM, and SIGKILL for what is there after its grace.
-fn end(victims: &[(i32, Duration)], clock: Clock) {
+fn end(victims: &[(i32, u64, Duration)], clock: Clock) {
     let now = clock.now();
     let mut living: Vec<(OwnedFd, Moment, bool)> = Vec::new();
-    for (pid, grace) in victims {
+    for (pid, start_ticks, grace) in victims {
         let opened = Pid::from_raw(*pid).ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        // The number may have been given to another process since it was looked at; from the handle on it can't.
+        let same = |_: &OwnedFd| ProcStat::read(*pid).is_some_and(|now| now.start_ticks == *start_ticks);
+        let opened = opened.and_then(|fd| if same(&fd) { Ok(fd) } else { Err(Errno::SRCH) });
         match opened.and_then(|fd| pidfd_send_signal(&fd, Signal::TERM).map(|()| fd)) {
             Ok(fd) => {
                 // A stopped process takes the signal only when it goes on.
@@ -222,18 +203,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_read_whatever_its_name() {
-        let rest = "S 1 4242 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 98765 0 0";
-        let check = |name: &str, expected| {
-            assert_eq!(parse_stat(format!("17 ({name}) {rest}").as_bytes()), expected, "{name}");
-        };
-        check("true", Some((4242, 98765)));
-        check("a) S 1 (b", Some((4242, 98765)));
-        assert_eq!(parse_stat(b"17 (x) Z 1 4242 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 98765 0 0"), None);
-        assert_eq!(parse_stat(b"17"), None);
-    }
-
-    #[test]
     fn only_the_noted_group_of_this_boot_belongs() {
         let root = super::super::tests::Place::new();
         let ground = root.ground();
@@ -241,7 +210,7 @@ mod tests {
         let process = |pid, group, start_ticks, job| Process { pid, group, start_ticks, job, files: vec![(1, 2)] };
         let note = |boot: &str| Lock {
             held: false,
-            note: Some(LockNote { attempt: 1, pid: 10, start_ticks: 100, boot_id: boot.to_owned() }),
+            note: Some(LockRecord { attempt: 1, pid: 10, start_ticks: 100, boot_id: boot.to_owned() }),
             inode: (1, 2),
         };
         let check = |all: &[Process], lock: &Lock, expected: &[bool]| {

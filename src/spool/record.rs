@@ -21,15 +21,6 @@ pub(super) const COMPANIONS: &str = "companions";
 /// No record that this program writes comes near it; a larger one isn't ours.
 const LARGEST: u64 = 64 << 20;
 
-/// What the worker writes into `lock` once its process runs.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct LockNote {
-    pub attempt: u32,
-    pub pid: i32,
-    pub start_ticks: u64,
-    pub boot_id: String,
-}
-
 pub(super) fn open_dir(at: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(at, name, flags, Mode::empty())

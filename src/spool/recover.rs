@@ -17,7 +17,7 @@ use super::fault_points::Faults;
 use super::finish::Finish;
 use super::ground::Ground;
 use super::orphans::{self, Suspect};
-use super::record::{self, LockNote, Read};
+use super::record::{self, Read};
 use super::{ClaimedJob, Recovered};
 use crate::config::{Mode as RouteMode, Ready, Route, RouteKind};
 use crate::health::{Check, What};
@@ -26,6 +26,7 @@ use crate::item::{
 };
 use crate::root::{Root, RootError};
 use crate::units::{Bytes, Clock};
+use crate::worker::LockRecord;
 
 /// Attempts in a row that were nobody's fault: with one more, the item itself is suspect.
 const UNCOUNTED: usize = 10;
@@ -289,7 +290,7 @@ fn go_on(
         let note = record::read(job, record::LOCK)
             .ok()
             .flatten()
-            .and_then(|bytes| serde_json::from_slice::<LockNote>(&bytes).ok());
+            .and_then(|bytes| serde_json::from_slice::<LockRecord>(&bytes).ok());
         last.pid = note.filter(|note| note.attempt == last.n).map(|note| note.pid).or(last.pid);
         last.ended_at = Some(Timestamp::now());
         last.reason = Some(Reason::Orphaned);

@@ -85,13 +85,14 @@ impl Shelves {
         !self.unsynced.is_empty()
     }
 
-    /// One by one; the targets first, then where they came from is the caller's.
-    pub(super) fn sync_each(&self, ground: &Ground) -> Result<(), Errno> {
+    /// What is to be synced; the targets, where the jobs came from is the caller's.
+    pub(super) fn unsynced(&self, ground: &Ground) -> Result<Vec<OwnedFd>, Errno> {
+        let mut dirs = Vec::new();
         for key in &self.unsynced {
             match self.open.get(key) {
-                Some(day) => rustix::fs::fsync(day)?,
+                Some(day) => dirs.push(rustix::io::fcntl_dupfd_cloexec(day, 0)?),
                 None => match record::open_dir(open_shelf(ground, key.0)?, key.1.as_str()) {
-                    Ok(day) => rustix::fs::fsync(day)?,
+                    Ok(day) => dirs.push(day),
                     // Moved away or removed by someone since.
                     Err(Errno::NOENT) => {}
                     Err(error) => return Err(error),
@@ -99,9 +100,9 @@ impl Shelves {
             }
         }
         for shelf in &self.new_days {
-            rustix::fs::fsync(open_shelf(ground, *shelf)?)?;
+            dirs.push(open_shelf(ground, *shelf)?);
         }
-        Ok(())
+        Ok(dirs)
     }
 
     /// A round has covered all moves before it.

@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socke
 
 use super::channel::{self, Broken, Message};
 use super::item_check;
-use super::lock::{self, JobLock, LockRecord, Taken};
+use super::lock::{JobLock, LockRecord, Taken};
 use super::log::Log;
 use super::outbox::Outbox;
 use super::process::{Exit, NotStarted, Process};
@@ -22,6 +22,7 @@ use super::strays::{self, Trail};
 use super::thread::StopSwitch;
 use super::{End, Event, Launch, Report, Said, outputs, program};
 use crate::item::{StopWhy, escape};
+use crate::proc::boot_id;
 use crate::sys::spawn::Spawn;
 use crate::units::Clock;
 
@@ -77,7 +78,10 @@ impl<'a> Attempt<'a> {
 
     /// Runs it from its start to its end.
     pub(super) fn carry_out(mut self) -> End {
-        self.course().unwrap_or_else(|end| end)
+        let end = self.course().unwrap_or_else(|end| end);
+        // Last, so that the report follows at once: together they wake the director once.
+        self.outbox.finish();
+        end
     }
 
     /// An early end is an error here only to the `?`.
@@ -85,7 +89,7 @@ impl<'a> Attempt<'a> {
         let launch = self.launch;
         self.stopped_before()?;
         let item = launch.dir.join("item").join(&launch.item);
-        item_check::check(&item, launch.attempt, launch.signature.as_ref(), item_check::look)?;
+        item_check::check(&item, launch.attempt, launch.signature.as_ref())?;
         let io_end = |what: &str, error: &dyn std::fmt::Display| {
             End::Io(format!("{what} in `{}`: {error}", escape(launch.dir.as_os_str().as_encoded_bytes())))
         };
@@ -99,13 +103,14 @@ impl<'a> Attempt<'a> {
             attempt: launch.attempt,
             pid: process.pid(),
             start_ticks: process.start_ticks,
-            boot_id: lock::boot_id().to_owned(),
+            boot_id: boot_id().to_owned(),
         };
         let locked = lock.write(&record);
         drop(lock);
         let at = Timestamp::now();
         (self.report.pid, self.report.started_at) = (Some(process.pid()), Some(at));
-        self.outbox.started(Event::Started { job: launch.job, attempt: launch.attempt, pid: process.pid(), at });
+        let started = Event::Started { job: launch.job, attempt: launch.attempt, pid: process.pid(), at };
+        self.outbox.started(started, Instant::now());
         if let Err(error) = locked {
             // The flock itself holds; only a restarted director would miss the number.
             tracing::warn!(job = %launch.job, %error, "cannot write the process into the job's lock");
@@ -118,7 +123,6 @@ impl<'a> Attempt<'a> {
         let leader = Some((process.pid(), process.start_ticks));
         strays::end(&Trail { job: launch.job, leader, dir: &launch.dir }, launch.kill_grace);
         drop(process);
-        self.outbox.finish();
 
         if let Err(error) = log.settle() {
             tracing::warn!(job = %launch.job, %error, "cannot cut a log that is longer than max_log");

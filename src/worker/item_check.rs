@@ -1,78 +1,36 @@
 //! The last look at an item before its process starts. Attempt 1 wants what was claimed; from then on the worker owns
 //! the item, and a retry only wants something there.
 
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::End;
+use crate::inbox::signature::{WalkError, of_path};
 use crate::item::Signature;
 
-/// How an item looks now.
-pub(super) type Look = fn(&Path) -> io::Result<Signature>;
-
 /// Says what is wrong with the item at `path`, if anything.
-pub(super) fn check(
-    path: &Path,
-    attempt: u32,
-    claimed: Option<&Signature>,
-    look_at_directory: Look,
-) -> Result<(), End> {
-    let meta = match fs::symlink_metadata(path) {
-        Ok(meta) => meta,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(End::ItemMissing),
-        Err(error) => return Err(unreadable(path, &error)),
-    };
-    let Some(claimed) = claimed.filter(|_| attempt == 1) else { return Ok(()) };
-    let same = if meta.is_dir() {
-        is_same_directory(claimed, &look_at_directory(path).map_err(|error| unreadable(path, &error))?)
-    } else {
-        is_same_file(claimed, &of_metadata(&meta))
-    };
-    if same { Ok(()) } else { Err(End::ItemChanged) }
-}
-
-/// A signature without a look inside: all there is to a file, and the outside of a directory.
-pub(super) fn look(path: &Path) -> io::Result<Signature> {
-    fs::symlink_metadata(path).map(|meta| of_metadata(&meta))
-}
-
-fn of_metadata(meta: &Metadata) -> Signature {
-    let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
-    Signature {
-        dev: meta.dev(),
-        ino: meta.ino(),
-        size: meta.size(),
-        mtime_ns: nanoseconds(meta.mtime(), meta.mtime_nsec()),
-        ctime_ns: nanoseconds(meta.ctime(), meta.ctime_nsec()),
-        blocks: meta.blocks(),
-        nlink: meta.nlink(),
-        digest: 0,
-        entries: 0,
+pub(super) fn check(path: &Path, attempt: u32, claimed: Option<&Signature>) -> Result<(), End> {
+    let Some(claimed) = claimed.filter(|_| attempt == 1) else { return is_there(path) };
+    match of_path(path) {
+        Ok(now) if now.is_same_payload(claimed) => Ok(()),
+        // It was no bigger when it was claimed.
+        Ok(_) | Err(WalkError::TooManyEntries(_) | WalkError::TooDeep(_)) => Err(End::ItemChanged),
+        // Something in it went away while it was read, or it did itself.
+        Err(error) if error.is_gone() => is_there(path).and(Err(End::ItemChanged)),
+        Err(error) => Err(unreadable(path, &error)),
     }
 }
 
-/// The claim's own rename changed the ctime, a sync may have changed the blocks, and the producer may have dropped its
-/// other link since.
-fn is_same_file(claimed: &Signature, now: &Signature) -> bool {
-    let seen = |it: &Signature| (it.dev, it.ino, it.size, it.mtime_ns);
-    seen(claimed) == seen(now)
+fn is_there(path: &Path) -> Result<(), End> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(End::ItemMissing),
+        Err(error) => Err(unreadable(path, &error)),
+    }
 }
 
-/// Where both looked into it, its inside is compared; some file systems change the times of a directory that gets a new
-/// parent. Else its time: whether a size is the tree's or the directory's own can't be told of an empty one.
-fn is_same_directory(claimed: &Signature, now: &Signature) -> bool {
-    let looked_inside = |it: &Signature| it.digest != 0 || it.entries != 0;
-    let inside = |it: &Signature| (it.size, it.digest, it.entries);
-    (claimed.dev, claimed.ino) == (now.dev, now.ino)
-        && match looked_inside(claimed) && looked_inside(now) {
-            true => inside(claimed) == inside(now),
-            false => claimed.mtime_ns == now.mtime_ns,
-        }
-}
-
-fn unreadable(path: &Path, error: &io::Error) -> End {
+fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> End {
     End::Io(format!("cannot look at the item `{}`: {error}", crate::item::escape(path.as_os_str().as_encoded_bytes())))
 }
 
@@ -86,9 +44,8 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         fs::write(at("a"), "one").unwrap();
         fs::write(at("b"), "one").unwrap();
-        let claimed = look(&at("a")).unwrap();
-        let check =
-            |name: &str, attempt: u32, claimed: Option<&Signature>| check(&at(name), attempt, claimed, look).err();
+        let claimed = of_path(&at("a")).unwrap();
+        let check = |name: &str, attempt: u32, claimed: Option<&Signature>| check(&at(name), attempt, claimed).err();
 
         assert_eq!(check("a", 1, Some(&claimed)), None);
         assert_eq!(check("a", 1, None), None);
@@ -106,25 +63,30 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_looked_into_where_that_can_be_compared() {
-        let outside = Signature {
-            dev: 1,
-            ino: 2,
-            size: 4096,
-            mtime_ns: 3,
-            ctime_ns: 4,
-            blocks: 8,
-            nlink: 2,
-            digest: 0,
-            entries: 0,
+    fn a_directory_is_compared_by_its_inside() {
+        let check = |change: fn(&Path), expected: Option<End>| {
+            let dir = tempfile::tempdir().unwrap();
+            let (dropped, item) = (dir.path().join("dropped"), dir.path().join("item"));
+            fs::create_dir_all(dropped.join("a/b")).unwrap();
+            fs::create_dir(&item).unwrap();
+            fs::write(dropped.join("a/b/deep"), "one").unwrap();
+            let claimed = of_path(&dropped).unwrap();
+            let item = item.join("dropped");
+            fs::rename(&dropped, &item).unwrap();
+            change(&item);
+            assert_eq!(super::check(&item, 1, Some(&claimed)).err(), expected);
+            assert_eq!(super::check(&item, 2, Some(&claimed)).is_ok(), item.exists());
         };
-        let inside = |digest, size| Signature { digest, entries: 5, size, ctime_ns: 9, ..outside };
-        assert!(is_same_directory(&outside, &inside(7, 100)));
-        // An empty one, walked: the size of nothing.
-        assert!(is_same_directory(&Signature { size: 0, ..outside }, &outside));
-        assert!(is_same_directory(&inside(7, 100), &inside(7, 100)));
-        assert!(!is_same_directory(&inside(7, 100), &inside(8, 100)));
-        assert!(!is_same_directory(&inside(7, 100), &inside(7, 101)));
-        assert!(!is_same_directory(&outside, &Signature { mtime_ns: 5, ..outside }));
+        check(|_| {}, None);
+        check(|item| fs::write(item.join("a/b/deep"), "two").unwrap(), Some(End::ItemChanged));
+        check(|item| fs::write(item.join("a/new"), "").unwrap(), Some(End::ItemChanged));
+        check(|item| fs::remove_file(item.join("a/b/deep")).unwrap(), Some(End::ItemChanged));
+        check(|item| fs::remove_dir_all(item.join("a")).unwrap(), Some(End::ItemChanged));
+        check(|item| fs::remove_dir_all(item).unwrap(), Some(End::ItemMissing));
+        let touched = |item: &Path| {
+            let long_ago = std::time::SystemTime::UNIX_EPOCH;
+            fs::File::open(item).and_then(|top| top.set_modified(long_ago)).unwrap();
+        };
+        check(touched, None);
     }
 }

@@ -5,11 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::template::{Placeholder, TemplateError, fill};
 use crate::config::Route;
+use crate::config::template::{Placeholder, fill};
 use crate::devices::DeviceId;
 use crate::item::{ItemName, JobId};
 
@@ -78,21 +77,17 @@ pub struct Expanded {
 const NOT_INHERITED: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
-/// Fills in a route. `inherited` is the director's own environment. An error can't happen with a checked configuration.
-pub fn expand(
-    route: &Route,
-    facts: &Facts,
-    inherited: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Expanded, TemplateError> {
+/// Fills in a route. `inherited` is the director's own environment.
+pub fn expand(route: &Route, facts: &Facts, inherited: impl IntoIterator<Item = (OsString, OsString)>) -> Expanded {
     let value = |placeholder| value(placeholder, route, facts);
-    let argv = route.command.iter().map(|word| fill(word, value)).collect::<Result<_, _>>()?;
+    let argv = route.command.iter().map(|word| fill(word, value)).collect();
 
     let mut env: BTreeMap<OsString, OsString> = inherited.into_iter().collect();
     for key in NOT_INHERITED {
         env.remove(OsStr::new(key));
     }
     for (key, text) in &route.env {
-        env.insert(key.into(), fill(text, value)?);
+        env.insert(key.into(), fill(text, value));
     }
     env.extend(contract(route, facts).map(|(key, value)| (OsString::from(key), value)));
     env.extend(facts.pinning.iter().map(|(key, value)| (key.into(), value.into())));
@@ -100,25 +95,24 @@ pub fn expand(
     let cwd = match &route.cwd {
         None => route.dir.clone(),
         // A relative one starts where the configuration lies.
-        Some(text) => route.dir.join(fill(text, value)?),
+        Some(text) => route.dir.join(fill(text, value)),
     };
-    Ok(Expanded { argv, env: env.into_iter().collect(), cwd })
+    Expanded { argv, env: env.into_iter().collect(), cwd }
 }
 
-fn value(placeholder: Placeholder, route: &Route, facts: &Facts) -> Vec<u8> {
-    let path = |path: &Path| path.as_os_str().as_bytes().to_vec();
+fn value(placeholder: Placeholder, route: &Route, facts: &Facts) -> OsString {
     match placeholder {
-        Placeholder::Item => path(&facts.item()),
-        Placeholder::Name => facts.name.as_bytes().to_vec(),
-        Placeholder::Stem => facts.name.stem().as_bytes().to_vec(),
-        Placeholder::Ext => facts.name.extension().as_bytes().to_vec(),
-        Placeholder::Out => path(&facts.out()),
-        Placeholder::Id => facts.id.to_string().into_bytes(),
-        Placeholder::Route => route.name.clone().into_bytes(),
-        Placeholder::Attempt => facts.attempt.to_string().into_bytes(),
-        Placeholder::Device => facts.on.device.clone().into_bytes(),
-        Placeholder::DeviceId => facts.on.id.clone().into_bytes(),
-        Placeholder::Gpu => facts.on.gpu.clone().into_bytes(),
+        Placeholder::Item => facts.item().into(),
+        Placeholder::Name => facts.name.as_os_str().to_owned(),
+        Placeholder::Stem => facts.name.stem().to_owned(),
+        Placeholder::Ext => facts.name.extension().to_owned(),
+        Placeholder::Out => facts.out().into(),
+        Placeholder::Id => facts.id.to_string().into(),
+        Placeholder::Route => route.name.clone().into(),
+        Placeholder::Attempt => facts.attempt.to_string().into(),
+        Placeholder::Device => facts.on.device.clone().into(),
+        Placeholder::DeviceId => facts.on.id.clone().into(),
+        Placeholder::Gpu => facts.on.gpu.clone().into(),
     }
 }
 
@@ -139,36 +133,16 @@ fn contract(route: &Route, facts: &Facts) -> [(&'static str, OsString); 10] {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::ffi::OsStringExt as _;
-    use std::time::Duration;
+    use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
     use super::*;
-    use crate::config::{Mode, Ready, RouteKind};
 
     fn route(command: &[&str], env: &[(&str, &str)], cwd: Option<&str>) -> Route {
+        let command = command.iter().map(|word| word.to_string()).collect();
         Route {
-            name: "transcribe".to_owned(),
-            folder: String::new(),
-            patterns: Vec::new(),
-            kind: RouteKind::Any,
-            command: command.iter().map(|word| word.to_string()).collect(),
-            mode: Mode::Oneshot,
             env: env.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
             cwd: cwd.map(str::to_owned),
-            dir: "/conf".into(),
-            gpus: 1,
-            gpu_memory: None,
-            cpu_fallback: true,
-            visible: None,
-            priority: 0,
-            max_running: None,
-            timeout: None,
-            kill_grace: Duration::from_secs(10),
-            retries: 2,
-            backoff: Duration::from_secs(5),
-            outputs: Vec::new(),
-            ready: Ready::default(),
-            publish: None,
+            ..Route::new("transcribe", command, "/conf")
         }
     }
 
@@ -198,7 +172,7 @@ mod tests {
     fn a_command_gets_absolute_paths_and_raw_names() {
         let dir = b"/root/claimed/a~01ARZ3NDEKTSV4RRFFQ69G5FAV".to_vec();
         let check = |word: &str, filled: &[u8]| {
-            let expanded = expand(&route(&[word], &[], None), &facts(), []).unwrap();
+            let expanded = expand(&route(&[word], &[], None), &facts(), []);
             assert_eq!(expanded.argv[0].as_bytes(), filled, "{word}");
         };
         check("{item}", &[&dir[..], b"/item/-a b\n\xff.tar.gz"].concat());
@@ -212,7 +186,7 @@ mod tests {
     fn pinning_beats_the_contract_beats_the_route_beats_the_director() {
         let env = [("A", "route {stem}"), ("GAMDOK_ID", "forged"), ("CUDA_VISIBLE_DEVICES", "0,1,2")];
         let inherited = [pair("A", "director"), pair("B", "director"), pair("CUDA_VISIBLE_DEVICES", "7")];
-        let expanded = expand(&route(&["x"], &env, None), &facts(), inherited).unwrap();
+        let expanded = expand(&route(&["x"], &env, None), &facts(), inherited);
         assert_eq!(get(&expanded, "A").unwrap(), b"route -a b\n\xff.tar");
         assert_eq!(get(&expanded, "B").unwrap(), b"director");
         assert_eq!(get(&expanded, "CUDA_VISIBLE_DEVICES").unwrap(), b"GPU-3,GPU-5");
@@ -225,7 +199,7 @@ mod tests {
         let mut facts = facts();
         facts.on = DeviceWords::cpu();
         facts.pinning.clear();
-        let expanded = expand(&route(&["x"], &[], None), &facts, inherited).unwrap();
+        let expanded = expand(&route(&["x"], &[], None), &facts, inherited);
         let keys: Vec<&str> = expanded.env.iter().filter_map(|(key, _)| key.to_str()).collect();
         assert_eq!(
             keys.join(" "),
@@ -243,7 +217,7 @@ mod tests {
     #[test]
     fn the_folder_is_the_configurations_unless_the_route_says_otherwise() {
         let check = |cwd: Option<&str>, expected: &str| {
-            let expanded = expand(&route(&["x"], &[], cwd), &facts(), []).unwrap();
+            let expanded = expand(&route(&["x"], &[], cwd), &facts(), []);
             assert_eq!(expanded.cwd, PathBuf::from(expected));
         };
         check(None, "/conf");

@@ -1,11 +1,10 @@
 //! A job's `lock` file. The worker's process inherits the `flock` on it and holds it alone: "free" means that nothing
 //! which kept its descriptors lives. What it says (attempt, process, boot) finds those that closed theirs.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::sync::OnceLock;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -93,18 +92,10 @@ pub fn is_held(dir: &Path) -> bool {
     matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
 }
 
-/// Which boot this is; empty where the system doesn't say.
-pub fn boot_id() -> &'static str {
-    static ID: OnceLock<String> = OnceLock::new();
-    ID.get_or_init(|| {
-        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        id.map(|id| id.trim().to_owned()).unwrap_or_default()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proc::boot_id;
 
     #[test]
     fn a_lock_is_held_until_its_last_copy_is_closed_and_says_who_had_it() {

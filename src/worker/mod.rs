@@ -1,4 +1,4 @@
-//! Workers: one short-lived thread for each attempt. It starts the process, listens to it, ends it, kills what it left
+//! Workers: one thread for each attempt while it lasts. It starts the process, listens to it, ends it, kills what it left
 //! behind, and reports exactly once, whatever happens.
 
 mod attempt;
@@ -9,11 +9,9 @@ mod lock;
 mod log;
 mod outbox;
 mod outputs;
-mod proc_stat;
 mod process;
 mod program;
 mod strays;
-mod template;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -31,9 +29,8 @@ use crate::item::{JobId, StopWhy};
 use crate::units::{Bytes, Moment};
 
 pub use launch::{DeviceWords, Expanded, Facts, expand};
-pub use lock::{LockRecord, boot_id, is_held};
-pub use strays::{adopt_orphans, end_leftovers};
-pub use template::{Placeholder, TemplateError, check_template, has_placeholder};
+pub use lock::{LockRecord, is_held};
+pub use strays::adopt_orphans;
 pub use thread::{Handle, start};
 
 /// The descriptor of the report channel in the worker's process.

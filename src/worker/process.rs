@@ -9,9 +9,9 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpgid, kill_process_group, pidfd_open, pidfd_send_signal, waitid,
 };
 
-use super::proc_stat::ProcStat;
 use super::strays::Registered;
 use crate::item::{JobId, escape};
+use crate::proc::ProcStat;
 use crate::sys::spawn::Spawn;
 
 #[derive(Debug)]

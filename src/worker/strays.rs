@@ -24,9 +24,9 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, test_kill_process_group, waitid,
 };
 
-use super::lock::{self, LockRecord};
-use super::proc_stat::{ProcStat, all_pids, environment_variable};
+use super::lock;
 use crate::item::JobId;
+use crate::proc::{self, ProcStat, all_pids};
 
 /// The longest that strays may take after they were asked, whatever the route's `kill_grace`.
 const MAX_GRACE: Duration = Duration::from_secs(2);
@@ -84,20 +84,6 @@ pub(super) struct Trail<'a> {
     pub(super) leader: Option<(i32, u64)>,
     /// The job's directory, for its lock.
     pub(super) dir: &'a Path,
-}
-
-/// Ends what an earlier director's worker may have left of a job: for recovery, before the job runs again. Answers how
-/// many processes there were, or that some couldn't be ended.
-pub fn end_leftovers(job: JobId, dir: &Path) -> io::Result<usize> {
-    // Numbers of an earlier boot mean nothing.
-    let record = LockRecord::read(dir)?.filter(|record| record.boot_id == lock::boot_id());
-    let leader = record.map(|record| (record.pid, record.start_ticks));
-    let trail = Trail { job, leader, dir };
-    let ended = end_all(&trail, find(&trail, Thoroughness::AllProcesses), MAX_GRACE);
-    match find(&trail, Thoroughness::AllProcesses).len() {
-        0 => Ok(ended),
-        left => Err(io::Error::other(format!("{left} processes of job {job} can't be ended"))),
-    }
 }
 
 /// Ends the strays of an attempt; answers how many there were.
@@ -161,17 +147,24 @@ enum Thoroughness {
 
 /// The strays that live. Dead ones that are our children are waited for on the way.
 fn find(trail: &Trail, how: Thoroughness) -> Vec<ProcStat> {
-    let adopts = ADOPTS.load(Ordering::Acquire);
-    let orphans = adopts.then(orphans).flatten();
+    let adopted = if ADOPTS.load(Ordering::Acquire) { adopted() } else { Adopted::Unknown };
     let told_apart = |orphan: &ProcStat| belongs(orphan, trail, Whose::Orphan);
-    let quiet = how == Thoroughness::AsNeeded
-        && orphans.as_ref().is_some_and(|orphans| !orphans.iter().any(told_apart))
-        && !group_has_members(trail)
-        && !lock::is_held(trail.dir);
-    if quiet {
+    let quiet = match &adopted {
+        Adopted::Unknown => false,
+        // Whatever a worker left has an elder that lost its parent. The lock isn't asked: a process that another worker
+        // is just starting holds a copy of it for a moment.
+        Adopted::Nobody => true,
+        Adopted::Some(orphans) => {
+            !orphans.iter().any(told_apart) && !group_has_members(trail) && !lock::is_held(trail.dir)
+        }
+    };
+    if quiet && how == Thoroughness::AsNeeded {
         return Vec::new();
     }
-    let orphans = orphans.unwrap_or_default();
+    let orphans = match adopted {
+        Adopted::Some(orphans) => orphans,
+        Adopted::Nobody | Adopted::Unknown => Vec::new(),
+    };
     let workers: HashSet<i32> = live().iter().map(|live| live.pid).collect();
     let oldest = trail.leader.map_or(0, |(_, start_ticks)| start_ticks);
     // Nothing that a worker started is older than it. That spares most of a host's processes the closer look.
@@ -196,23 +189,32 @@ fn find(trail: &Trail, how: Thoroughness) -> Vec<ProcStat> {
 }
 
 /// The children of the main thread that no worker started: the kernel gives orphans to it, while a worker's process is
-/// its own thread's child. None where the kernel doesn't list children.
-fn orphans() -> Option<Vec<ProcStat>> {
+/// its own thread's child.
+enum Adopted {
+    /// The kernel doesn't list children, or this process adopts none.
+    Unknown,
+    /// The list is empty.
+    Nobody,
+    /// Those that live; maybe none.
+    Some(Vec<ProcStat>),
+}
+
+fn adopted() -> Adopted {
     let own = std::process::id();
-    let list = fs::read_to_string(format!("/proc/self/task/{own}/children")).ok()?;
+    let Ok(list) = fs::read_to_string(format!("/proc/self/task/{own}/children")) else { return Adopted::Unknown };
     if list.is_empty() {
-        return Some(Vec::new());
+        return Adopted::Nobody;
     }
     let workers: HashSet<i32> = live().iter().map(|live| live.pid).collect();
     let pids = list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
     let orphans = pids.filter(|pid| !workers.contains(pid)).filter_map(ProcStat::read);
-    Some(orphans.filter(|orphan| !orphan.is_dead() || !reap_one(orphan.pid)).collect())
+    Adopted::Some(orphans.filter(|orphan| !orphan.is_dead() || !reap_one(orphan.pid)).collect())
 }
 
 /// Waits for adopted orphans that have died meanwhile, so that a worker of days doesn't fill the process table.
 pub(super) fn reap() {
     if ADOPTS.load(Ordering::Acquire) {
-        let _living = orphans();
+        let _living = adopted();
     }
 }
 
@@ -238,8 +240,7 @@ fn belongs(stat: &ProcStat, trail: &Trail, whose: Whose) -> bool {
         let reused = ProcStat::read(leader).is_some_and(|now| now.start_ticks != start_ticks);
         return !reused && start_ticks <= stat.start_ticks;
     }
-    let job = environment_variable(stat.pid, "GAMDOK_ID");
-    if let Some(job) = job.as_deref().and_then(|job| std::str::from_utf8(job).ok()?.parse::<JobId>().ok()) {
+    if let Some(job) = proc::job_of(&Path::new("/proc").join(stat.pid.to_string())) {
         if job == trail.job {
             return true;
         }

@@ -13,8 +13,8 @@ use crossbeam_channel::{Receiver, bounded};
 use rustix::fs::{FlockOperation, flock};
 use ulid::Ulid;
 
-use super::proc_stat::ProcStat;
 use super::*;
+use crate::proc::{ProcStat, boot_id};
 use crate::units::Clock;
 
 /// Long enough for the slowest machine; nothing waits for it when all is well.
@@ -258,7 +258,7 @@ fn an_item_that_changed_or_went_starts_nothing() {
     check(remove, End::ItemMissing);
     let rewrite = |launch: &mut Launch| {
         let path = launch.dir.join("item").join(&launch.item);
-        launch.signature = item_check::look(&path).ok();
+        launch.signature = crate::inbox::signature::of_path(&path).ok();
         fs::write(path, "something else").unwrap();
     };
     check(rewrite, End::ItemChanged);
@@ -310,24 +310,6 @@ fn others_processes_are_left_alone() {
     assert!(!is_alive(other.number("pid")));
     child.kill().unwrap();
     child.wait().unwrap();
-}
-
-#[test]
-fn leftovers_of_an_earlier_director_are_ended() {
-    // As a director that was killed leaves it: the processes live, nobody has them in its books.
-    let root = tempfile::tempdir().unwrap();
-    let job = JobId(Ulid::generate());
-    let spawn = |id: JobId| {
-        let mut command = std::process::Command::new("sleep");
-        command.arg("1000").env("GAMDOK_ID", id.to_string()).spawn().unwrap()
-    };
-    let (mut left, mut another) = (spawn(job), spawn(JobId(Ulid::generate())));
-    assert_eq!(end_leftovers(job, root.path()).unwrap(), 1);
-    assert!(left.wait().unwrap().code().is_none());
-    assert!(another.try_wait().unwrap().is_none());
-    assert_eq!(end_leftovers(job, root.path()).unwrap(), 0);
-    another.kill().unwrap();
-    another.wait().unwrap();
 }
 
 #[test]

@@ -1,15 +1,16 @@
-//! The thread of one attempt, and the director's handle on it.
+//! The thread of one attempt, and the director's handle on it. A thread carries one attempt at a time, and may carry
+//! another one after it.
 //!
 //! Invariant: exactly one report, also when the thread can't be started or panics: `Drop` sends it. It goes out when
 //! everything of the attempt is let go, the device locks too.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
 use jiff::Timestamp;
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -20,6 +21,9 @@ use crate::units::Clock;
 
 /// What the thread needs for its calls; the deepest is a walk through `out/`.
 const STACK: usize = 512 << 10;
+/// How long a thread waits for its next attempt before it goes: many short attempts in a row share a few threads, whose
+/// starts would cost a tenth of such an attempt, and a director at rest has none.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A running attempt. Dropping it leaves the attempt running.
 #[derive(Debug)]
@@ -81,7 +85,38 @@ impl AsFd for StopSwitch {
     }
 }
 
-/// Starts the attempt on a thread of its own. Whatever happens, one [`Event::Ended`] follows.
+/// What a thread does next; answers whether it can do another thing afterwards.
+type Order = Box<dyn FnOnce() -> Fit + Send>;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Fit {
+    ForMore,
+    /// It stays on the cores near one device.
+    Spent,
+}
+
+/// Where threads wait for their next attempt. Without room: an order is taken only by one that waits.
+static WAITING: LazyLock<(Sender<Order>, Receiver<Order>)> = LazyLock::new(|| crossbeam_channel::bounded(0));
+
+/// Gives an order to a thread that waits for one, or to a new thread.
+fn hand_over(order: Order) -> io::Result<()> {
+    let (orders, waiting) = &*WAITING;
+    let order = match orders.try_send(order) {
+        Ok(()) => return Ok(()),
+        Err(TrySendError::Full(order) | TrySendError::Disconnected(order)) => order,
+    };
+    let run = move || {
+        let mut next = Some(order);
+        while let Some(order) = next.take() {
+            if order() == Fit::ForMore {
+                next = waiting.recv_timeout(PATIENCE).ok();
+            }
+        }
+    };
+    Builder::new().name("worker".to_owned()).stack_size(STACK).spawn(run).map(drop)
+}
+
+/// Starts the attempt on a thread that has nothing else to do. Whatever happens, one [`Event::Ended`] follows.
 pub fn start(launch: Launch, events: Sender<Event>, clock: Clock) -> Handle {
     let mut reporter = Reporter::new(launch.job, launch.attempt, events);
     let stop = match StopSwitch::new() {
@@ -92,15 +127,14 @@ pub fn start(launch: Launch, events: Sender<Event>, clock: Clock) -> Handle {
         }
     };
     let theirs = stop.clone();
-    // The end of the ULID is what differs between jobs of one second; a thread's name holds 15 bytes.
-    let id = launch.job.to_string();
-    let name = format!("w {}", &id[id.len().saturating_sub(10)..]);
     let run = move || {
+        let fit = if launch.cpus.is_empty() { Fit::ForMore } else { Fit::Spent };
         reporter.begin();
         reporter.run(launch, &theirs, clock);
+        fit
     };
     // When there is no thread, the closure is dropped with the reporter in it, which then reports that.
-    if let Err(error) = Builder::new().name(name).stack_size(STACK).spawn(run) {
+    if let Err(error) = hand_over(Box::new(run)) {
         tracing::error!(%error, "cannot start a worker's thread");
     }
     Handle { stop: Some(stop), clock }

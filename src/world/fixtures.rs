@@ -1,15 +1,13 @@
 //! Rules, routes, records and readings for tests, plain until a test says otherwise.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use ulid::Ulid;
 
-use crate::config::{self, Backend, Idle, Mode, Policy, Ready, Route, RouteKind, Sim, Visible};
-use crate::devices::{DeviceId, DeviceKind, Health, Reading};
+use crate::config::{self, Idle, Route, RouteKind};
+use crate::devices::{DeviceId, DeviceKind, Reading, blank};
 use crate::inbox::{Candidate, CandidateKey};
 use crate::item::{Attempt, ItemKind, ItemName, JobId, JobRecord, Signature};
 use crate::units::{Bytes, Moment};
@@ -23,50 +21,12 @@ pub(crate) fn gib(size: u64) -> Bytes {
 }
 
 pub(crate) fn rules() -> config::Devices {
-    config::Devices {
-        backend: Backend::Auto,
-        include: Vec::new(),
-        exclude: Vec::new(),
-        slots: 1,
-        cpu_slots: Some(2),
-        policy: Policy::LeastConnections,
-        visible: Visible::Uuid,
-        affinity: true,
-        idle: Idle {
-            max_memory_used: Bytes(600 << 20),
-            max_utilization: 15,
-            settle: Duration::from_secs(1),
-            ignore_processes: Vec::new(),
-        },
-        sim: Sim { gpus: 4, memory: gib(80) },
-    }
+    let idle = Idle { ignore_processes: Vec::new(), ..Idle::default() };
+    config::Devices { cpu_slots: Some(2), idle, ..config::Devices::default() }
 }
 
 pub(crate) fn route(name: &str) -> Route {
-    Route {
-        name: name.to_owned(),
-        folder: String::new(),
-        patterns: Vec::new(),
-        kind: RouteKind::Any,
-        command: vec!["true".to_owned()],
-        mode: Mode::Oneshot,
-        env: BTreeMap::new(),
-        cwd: None,
-        dir: PathBuf::from("/"),
-        gpus: 1,
-        gpu_memory: None,
-        cpu_fallback: true,
-        visible: None,
-        priority: 0,
-        max_running: None,
-        timeout: None,
-        kill_grace: Duration::from_secs(10),
-        retries: 2,
-        backoff: Duration::from_secs(5),
-        outputs: Vec::new(),
-        ready: Ready::default(),
-        publish: None,
-    }
+    Route { kind: RouteKind::Any, ..Route::new(name, vec!["true".to_owned()], "/") }
 }
 
 pub(crate) fn job_id(n: u64) -> JobId {
@@ -126,26 +86,12 @@ pub(crate) fn reading(kind: DeviceKind, index: u32, now: Moment) -> Reading {
         DeviceKind::Cpu => "",
     };
     Reading {
-        id: if gpu { DeviceId(format!("{prefix}{index}")) } else { DeviceId::cpu() },
         index: gpu.then_some(index),
-        kind,
         name: "a device".to_owned(),
-        parent: None,
-        pci: None,
         memory_total: gpu.then_some(gib(80)),
         memory_used: gpu.then_some(Bytes(0)),
-        memory_at: now,
         utilization: if gpu { vec![0, 0, 0] } else { Vec::new() },
         processes: gpu.then(Vec::new),
-        processes_at: now,
-        pids_match: true,
-        compute_mode: None,
-        health: Health::default(),
-        temperature: None,
-        power_w: None,
-        energy_millijoules: None,
-        failures: 0,
-        failure: None,
-        excluded: None,
+        ..blank(if gpu { DeviceId(format!("{prefix}{index}")) } else { DeviceId::cpu() }, kind, now)
     }
 }

@@ -161,7 +161,7 @@ impl<'n> Unit<'n> {
             self.processes(clock.now(), procfs)?;
         }
         if looks.energy && self.reading.kind == DeviceKind::Gpu {
-            self.energy()?;
+            self.energy(clock.now())?;
         }
         if looks.sensors && self.reading.kind == DeviceKind::Gpu {
             self.sensors()?;
@@ -350,9 +350,10 @@ impl<'n> Unit<'n> {
         named
     }
 
-    fn energy(&mut self) -> Result<(), Gone> {
+    fn energy(&mut self, now: Moment) -> Result<(), Gone> {
         if let Answer::Value(energy) = self.ask(Query::Energy, |device| device.total_energy_consumption())? {
             self.reading.energy_millijoules = Some(energy);
+            self.reading.energy_at = now;
         }
         Ok(())
     }

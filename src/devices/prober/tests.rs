@@ -1,28 +1,13 @@
 use super::*;
-use crate::config::{Backend, Idle, Policy, Sim, Visible};
-use crate::units::Bytes;
+use crate::config::{Backend, Idle, Sim};
 
 /// Only a failing test waits this long.
 const LONG: Duration = Duration::from_secs(20);
 
 pub(in super::super) fn rules(backend: Backend) -> config::Devices {
-    config::Devices {
-        backend,
-        include: vec![],
-        exclude: vec![],
-        slots: 1,
-        cpu_slots: Some(2),
-        policy: Policy::LeastConnections,
-        visible: Visible::Uuid,
-        affinity: true,
-        idle: Idle {
-            max_memory_used: Bytes(600 << 20),
-            max_utilization: 15,
-            settle: Duration::from_secs(1),
-            ignore_processes: vec![],
-        },
-        sim: Sim { gpus: 2, memory: Bytes(80 << 30) },
-    }
+    let idle = Idle { ignore_processes: vec![], ..Idle::default() };
+    let sim = Sim { gpus: 2, ..Sim::default() };
+    config::Devices { backend, cpu_slots: Some(2), idle, sim, ..config::Devices::default() }
 }
 
 fn started(backend: Backend) -> (Prober, Clock) {

@@ -2,29 +2,14 @@ use std::time::Duration;
 
 use super::super::*;
 use super::*;
-use crate::config::{Backend, Idle, Policy, Sim, Visible};
+use crate::config::{Backend, Idle};
 use crate::units::Bytes;
 
 const GIB: u64 = 1 << 30;
 
 fn rules(slots: u32) -> config::Devices {
-    config::Devices {
-        backend: Backend::Gpu,
-        include: vec![],
-        exclude: vec![],
-        slots,
-        cpu_slots: Some(2),
-        policy: Policy::LeastConnections,
-        visible: Visible::Uuid,
-        affinity: true,
-        idle: Idle {
-            max_memory_used: Bytes(600 << 20),
-            max_utilization: 15,
-            settle: Duration::from_secs(1),
-            ignore_processes: vec!["Xorg".into(), "nvidia-cuda-mps-server".into()],
-        },
-        sim: Sim { gpus: 4, memory: Bytes(80 * GIB) },
-    }
+    let idle = Idle { ignore_processes: vec!["Xorg".into(), "nvidia-cuda-mps-server".into()], ..Idle::default() };
+    config::Devices { backend: Backend::Gpu, slots, cpu_slots: Some(2), idle, ..config::Devices::default() }
 }
 
 fn at(seconds: f64) -> Moment {
@@ -72,6 +57,7 @@ fn idle(seconds: f64) -> Reading {
         temperature: None,
         power_w: None,
         energy_millijoules: None,
+        energy_at: at(seconds),
         failures: 0,
         failure: None,
         excluded: None,
