@@ -77,6 +77,9 @@ fn whatever_a_worker_does_to_its_directory_its_item_ends_and_the_others_go_on() 
     assert!(!service.log().contains("panicked"), "{}", service.log());
     assert_eq!(service.stop(), 0);
     assert_eq!(fs::read("/etc/passwd").expect("that file"), passwd);
+    // What the workers locked goes with the folder; links aren't followed.
+    let unlocked = std::process::Command::new("chmod").args(["-R", "u+rwX"]).arg(&world.root).status();
+    assert!(unlocked.expect("run chmod").success());
 }
 
 fn payload(dir: &Path, name: &str) -> Vec<u8> {
