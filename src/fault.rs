@@ -40,8 +40,8 @@ pub enum Next {
     Requeue,
 }
 
-/// Attempts that weren't the item's fault before it counts as poison: a host that is upset for an hour must not cost an
-/// item its life, an item that upsets each host must not go round for ever.
+/// Attempts that weren't the item's fault before it has failed: a host that is upset for an hour must not cost an item
+/// its life, an item that upsets each host must not go round for ever.
 pub const MAX_UNCOUNTED: usize = 10;
 
 /// On so many different devices an item fails before it counts as poison.
@@ -85,6 +85,7 @@ pub fn assess(record: &JobRecord, report: &Report, device_lost: bool) -> Assessm
             next: finish(Outcome::Failed, reason, what),
         },
         Fault::Item { reason, what, against_device } => case.counted(reason, what, against_device),
+        Fault::NoStart { what } => case.not_started(what),
         Fault::Elsewhere { reason, what, avoid } => case.uncounted(reason, what, avoid),
     }
 }
@@ -104,6 +105,10 @@ enum Fault {
         reason: Reason,
         what: String,
         against_device: bool,
+    },
+    /// The configuration's: nothing of it could run.
+    NoStart {
+        what: String,
     },
     /// The device's, the host's, or nobody's; with a wish for another device where it may be this one's.
     Elsewhere {
@@ -136,7 +141,7 @@ fn verdict(case: &Case, device_lost: bool) -> Fault {
         }
         End::NotStarted { error, host: true } => return host(Reason::Spawn, format!("can't start: {}", words(error))),
         End::NotStarted { error, host: false } => {
-            return not_the_device(Reason::Spawn, format!("can't start: {}", words(error)));
+            return Fault::NoStart { what: format!("can't start: {}", words(error)) };
         }
         _ => {}
     }
@@ -239,6 +244,20 @@ impl Case<'_> {
         Assessment { reason: Some(reason), counted: true, against_device, next }
     }
 
+    /// A program that isn't there is not the item's fault, so it isn't counted. Yet a job keeps its route: more tries
+    /// than an item of its own has would only wait.
+    fn not_started(&self, what: String) -> Assessment {
+        let tries = u64::from(self.record.route.retries) + 1;
+        let alike = |attempt: &&&Attempt| !attempt.counted && attempt.reason == Some(Reason::Spawn);
+        let failed = self.earlier.iter().filter(alike).count() as u64 + 1;
+        if failed >= tries {
+            let after = if failed > 1 { format!(" after attempt {failed} of {tries}") } else { String::new() };
+            let next = finish(Outcome::Failed, Reason::Spawn, format!("{what}{after}"));
+            return Assessment { reason: Some(Reason::Spawn), counted: false, against_device: false, next };
+        }
+        self.uncounted(Reason::Spawn, what, false)
+    }
+
     fn uncounted(&self, reason: Reason, what: String, avoid: bool) -> Assessment {
         let uncounted = |attempt: &&&Attempt| !attempt.counted && attempt.reason.is_some();
         let before = self.earlier.iter().filter(uncounted).count();
@@ -247,7 +266,7 @@ impl Case<'_> {
         let next = if before + 1 >= MAX_UNCOUNTED {
             let message =
                 format!("gave up after {} attempts that weren't held against it; the last: {what}", before + 1);
-            finish(Outcome::Failed, Reason::Poison, message)
+            finish(Outcome::Failed, reason, message)
         } else if avoid && let Some(poison) = self.poisoned(&what) {
             poison
         } else {

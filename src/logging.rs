@@ -40,7 +40,9 @@ pub fn start(format: Format, verbosity: i8) {
         Ok(text) if !text.trim().is_empty() => EnvFilter::try_new(&text).unwrap_or_else(|_| usual()),
         _ => usual(),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that can't be written (a full disk, a closed pipe) is lost; telling stderr of that would panic.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let _ = match format {
         Format::Text => builder.event_format(Lines { colour: colours() }).try_init(),
         // Serde escapes what is below a space; the rest of what is invisible can't do harm inside a JSON string.

@@ -240,10 +240,8 @@ fn wait_tells_by_its_exit_code_whether_any_failed() {
     world.code(&["wait"], 0);
     world.drop_file("bad", b"x");
     world.until("it runs", |status| status["running"][0]["pid"].is_number());
-    let waiting = world.command(&["wait", "--json"]).stdout(Stdio::piped()).spawn().expect("wait");
     fs::write(world.root.join("go"), b"").expect("let it end");
-    let waited = waiting.wait_with_output().expect("its end");
-    assert_eq!(waited.status.code(), Some(1), "{}", text(&waited.stdout));
+    world.until("it has failed", |status| status["counts"]["failed"] == 1);
     world.code(&["wait", "good"], 0);
     world.code(&["wait", "bad"], 1);
     assert_eq!(world.json(&["wait", "good"])[0]["state"], "done");
@@ -298,4 +296,74 @@ fn a_wrong_configuration_shows_its_line_and_exits_2() {
         let said = text(&world.code(command, 2).stderr);
         assert!(said.contains("timeout") && said.contains("soon"), "{said}");
     }
+}
+
+#[test]
+fn a_retry_by_hand_has_tries_of_its_own() {
+    let world = World::new(&shell("exit 1", "").replace("retries = 0", "retries = 1"));
+    let service = world.start();
+    world.drop_file("one", b"x");
+    world.code(&["wait", "one"], 1);
+    world.ok(&["retry", "one"]);
+    world.code(&["wait", "one"], 1);
+    let result = &world.json(&["show", "one"])["result"];
+    let numbers: Vec<&Value> = result["attempts"].as_array().expect("attempts").iter().map(|it| &it["n"]).collect();
+    assert_eq!(numbers, [1, 2, 3, 4]);
+    let dir = world.result("one").0;
+    assert!(dir.join("result.1.json").exists() && dir.join("attempt-4.log").exists());
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn run_init_makes_all_that_init_makes() {
+    let world = World::new("");
+    for extra in [&[][..], &["--", "true"]] {
+        let fresh = world.scratch(&format!("fresh-{}", extra.len()));
+        let root = fresh.to_str().expect("text");
+        world.ok(&[&["run", "--init", "--once", "--root", root][..], extra].concat());
+        for name in ["inbox", "claimed", "done", "failed", ".gamdok/root.json", "gamdok.toml"] {
+            assert!(fresh.join(name).exists(), "no {name}");
+        }
+        let config = fs::metadata(fresh.join("gamdok.toml")).expect("the configuration");
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&config.permissions()) & 0o777, 0o600);
+    }
+}
+
+#[test]
+fn old_jobs_are_removed_when_the_configuration_says_so() {
+    let settings = "[devices]\nuse = \"cpu\"\n[history]\nkeep_done = \"1s\"\n";
+    let world = World::with(settings, &shell("case $1 in *bad) exit 1;; esac", ""));
+    let service = world.start();
+    for name in ["good", "bad"] {
+        world.drop_file(name, b"x");
+    }
+    world.wait();
+    world.until("the good one is gone", |status| status["counts"]["done"] == 0);
+    assert_eq!(world.status()["counts"]["failed"], 1);
+    let listed = world.json(&["list"]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed:#}");
+    world.code(&["show", "good"], 1);
+    assert_eq!(world.outcomes(), ["bad failed exit"]);
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn what_keeps_the_interface_from_opening_has_its_exit_code() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its address").port();
+    let listen = |listen: &str| format!("[devices]\nuse = \"cpu\"\n[api]\n{listen}\n");
+    let world = World::with(&listen(&format!("listen = \"127.0.0.1:{port}\"")), "");
+    world.code(&["run", "--once"], 1);
+    world.configure(&listen("listen = \"0.0.0.0:0\"\ntoken_file = \"missing\""), "");
+    let said = text(&world.code(&["run", "--once"], 2).stderr);
+    assert!(said.contains("token_file") && said.contains("missing"), "{said}");
+}
+
+#[test]
+fn the_uptime_is_that_of_the_moment() {
+    let world = World::new(&shell(":", ""));
+    let service = world.start();
+    let first = world.status()["uptime_s"].as_f64().expect("a number");
+    world.until("it grows", |status| status["uptime_s"].as_f64().is_some_and(|now| now > first + 0.1));
+    assert_eq!(service.stop(), 0);
 }

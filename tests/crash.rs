@@ -274,3 +274,54 @@ fn an_error_at_each_named_point_loses_and_repeats_nothing() {
         }
     }
 }
+
+#[test]
+fn what_gamdok_didnt_write_in_claimed_is_filed_or_told_of_and_hurts_nobody() {
+    let world = World::with(AT_ONCE, &copying());
+    let claimed = world.root.join("claimed");
+    let id = |n: usize| format!("01ARZ3NDEKTSV4RRFFQ69G5F{n:02}");
+    let job = |n: usize| {
+        let dir = claimed.join(format!("job~{}", id(n)));
+        fs::create_dir_all(dir.join("item")).expect("a job");
+        fs::create_dir(dir.join("out")).expect("its out/");
+        fs::write(dir.join(format!("item/payload-{n}")), format!("{n}")).expect("its payload");
+        dir
+    };
+    let fifo = |path: std::path::PathBuf| {
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).expect("a FIFO");
+    };
+    // No record; torn; another's; a directory, a FIFO, a link, a monster in its place.
+    job(1);
+    fs::write(job(2).join("job.json"), b"{\"id\":").expect("torn");
+    fs::write(job(3).join("job.json"), format!("{{\"id\":\"{}\"}}", id(4))).expect("another's");
+    fs::create_dir(job(4).join("job.json")).expect("a directory");
+    let dir = job(5);
+    for name in ["job.json", "result.json", "lock"] {
+        fifo(dir.join(name));
+    }
+    std::os::unix::fs::symlink("/etc/passwd", job(6).join("job.json")).expect("a link");
+    fs::File::create(job(7).join("job.json")).and_then(|file| file.set_len(65 << 20)).expect("a monster");
+    fs::write(job(8).join("job.json"), "[".repeat(200_000)).expect("a deep one");
+    // Blank, with a folder that leads out of the root.
+    let dir = job(9);
+    fs::write(dir.join("job.json"), b"").expect("blank");
+    std::os::unix::fs::symlink("../../..", dir.join("folder.tmp")).expect("a way out");
+    // No jobs at all.
+    fs::write(claimed.join("file"), b"x").expect("a file");
+    std::os::unix::fs::symlink("/etc", claimed.join(format!("link~{}", id(10)))).expect("a link");
+    let strangers = 2;
+    world.drop_file("one", b"x");
+    world.once();
+    let outcomes = world.outcomes();
+    let unrecognised = (1..=9).map(|n| format!("payload-{n} failed unrecognised"));
+    let expected: Vec<String> = std::iter::once("one done -".to_owned()).chain(unrecognised).collect();
+    assert_eq!(outcomes, expected);
+    for n in 1..=9 {
+        let (dir, _) = world.result(&format!("payload-{n}"));
+        assert_eq!(fs::read_to_string(dir.join(format!("item/payload-{n}"))).unwrap_or_default(), n.to_string());
+    }
+    assert_eq!(names(&claimed).len(), strangers);
+    world.ok(&["list"]);
+    world.ok(&["status"]);
+}

@@ -249,3 +249,60 @@ fn two_items_of_one_name_are_two_jobs() {
     assert_eq!(copies, ["first", "other"]);
     assert_eq!(service.stop(), 0);
 }
+
+#[test]
+fn an_empty_directory_and_an_empty_output_are_something() {
+    let world = World::new(&format!(
+        "{}retries = 0\noutputs = [\"marker\", \"*.d\"]\n",
+        sh("mkdir \"$2/x.d\"; : >\"$2/marker\"")
+    ));
+    world.drop_dir("empty", &[]);
+    world.drop_dir("full", &[("a", b"1")]);
+    assert_eq!(world.once().status.code(), Some(0));
+    assert_eq!(world.outcomes(), ["empty done -", "full done -"]);
+    assert_eq!(world.result("full").1["outputs"], json!([{ "path": "marker", "bytes": 0 }]));
+}
+
+#[test]
+fn a_directory_whose_inside_changed_after_its_claim_has_failed() {
+    let world = World::with(
+        "[devices]\nuse = \"cpu\"\ncpu_slots = 1\n",
+        &sh("while ! test -e \"$GAMDOK_OUT/../../../go\"; do sleep 0.01; done"),
+    );
+    let service = world.start();
+    world.drop_dir("first", &[("a/b", b"1")]);
+    world.until("it runs", |status| status["counts"]["running"] == 1);
+    world.drop_dir("second", &[("a/b", b"1")]);
+    world.until("it is claimed", |status| status["counts"]["claimed"] == 1);
+    let item = world.json(&["show", "second"])["paths"]["item"].as_str().expect("its item").to_owned();
+    fs::write(std::path::Path::new(&item).join("a/b"), b"22").expect("change it");
+    fs::write(world.root.join("go"), b"").expect("let them go on");
+    world.wait();
+    assert_eq!(world.outcomes(), ["first done -", "second failed changed"]);
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn a_program_that_isnt_there_is_not_held_against_the_item() {
+    let world = World::new(&format!("{}retries = 1\n", route("[\"/no/such/program\"]")));
+    world.drop_file("one", b"x");
+    assert_eq!(world.once().status.code(), Some(1));
+    let (_, result) = world.result("one");
+    assert_eq!((&result["outcome"], &result["reason"]), (&json!("failed"), &json!("spawn")));
+    let attempts = result["attempts"].as_array().expect("attempts");
+    assert_eq!(attempts.len(), 2);
+    for attempt in attempts {
+        assert_eq!((&attempt["reason"], &attempt["counted"]), (&json!("spawn"), &json!(false)));
+        assert_eq!((&attempt["pid"], &attempt["started_at"]), (&Value::Null, &Value::Null));
+    }
+}
+
+#[test]
+fn what_is_always_put_off_fails_after_ten_attempts_and_says_how_the_last_ended() {
+    let world = World::new(&sh("exit 75").replace("10ms", "1ms"));
+    world.drop_file("never", b"x");
+    assert_eq!(world.once().status.code(), Some(1));
+    let (_, result) = world.result("never");
+    assert_eq!((&result["outcome"], &result["reason"]), (&json!("failed"), &json!("exit")));
+    assert_eq!(result["attempts"].as_array().map(Vec::len), Some(10));
+}

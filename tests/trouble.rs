@@ -157,3 +157,32 @@ fn without_its_sentinel_a_folder_is_no_root_and_stays_untouched() {
     world.code(&["run", "--once", "--root", empty.to_str().expect("text")], 5);
     assert_eq!(names(&empty).len(), 0);
 }
+
+#[test]
+fn a_log_that_nobody_reads_ends_nothing() {
+    let world = World::new(&copying());
+    let mut child =
+        world.command(&["run", "--once"]).stderr(std::process::Stdio::piped()).spawn().expect("start gamdok");
+    // Each line of the log fails from here on, as it does on a full disk.
+    drop(child.stderr.take());
+    for n in 0..5 {
+        world.drop_file(format!("item-{n}"), b"x");
+    }
+    assert_eq!(support::code(child.wait().expect("its end")), 0);
+    world.once();
+    assert_eq!(world.results().len(), 5);
+    world.assert_empty();
+}
+
+#[test]
+fn outcomes_go_where_done_is_now() {
+    let world = World::with(&format!("[inbox]\nsettle = \"100ms\"\n{CPU}"), &copying());
+    let service = world.start();
+    world.drop_file("before", b"1");
+    world.until("the first is done", |status| status["counts"]["done"] == 1);
+    fs::rename(world.root.join("done"), world.scratch("archive")).expect("move done/ away");
+    world.drop_file("after", b"2");
+    world.until("the second is taken", |_| !world.outcomes().is_empty());
+    assert_eq!(world.outcomes(), ["after done -"]);
+    assert_eq!(service.stop(), 0);
+}

@@ -82,6 +82,26 @@ fn payload(dir: &Path, name: &str) -> Vec<u8> {
 }
 
 #[test]
+fn nobody_waits_for_what_a_worker_put_in_place_of_a_record_or_a_log() {
+    let body = "rm $j/attempt-1.log $j/job.json; mkfifo $j/attempt-1.log $j/job.json $j/result.json; touch $j/ready; \
+                while test -e $j/ready; do sleep 0.01; done";
+    let world = World::with(CPU, &route("odd", body, ""));
+    world.drop_file("odd.item", b"x");
+    let service = world.start();
+    let status = world.until("it has done so", |status| {
+        let job = status["running"][0]["job"].as_str().unwrap_or_default();
+        !job.is_empty() && world.root.join("claimed").join(job).join("ready").exists()
+    });
+    let job = status["running"][0]["job"].as_str().expect("a job").to_owned();
+    world.ok(&["list"]);
+    world.ok(&["show", "odd.item"]);
+    world.code(&["logs", "odd.item"], 1);
+    fs::remove_file(world.root.join("claimed").join(job).join("ready")).expect("let it go on");
+    world.until("it has ended", |status| status["counts"]["done"] == 1);
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
 fn a_record_that_was_refused_doesnt_bring_an_ended_job_back() {
     // The first record after the failed attempt isn't written at once; meanwhile the item runs again and ends.
     let body = "test \"$GAMDOK_ATTEMPT\" = 2";

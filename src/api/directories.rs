@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -20,6 +21,9 @@ use crate::config::{Backend, Config};
 use crate::devices::HostMode;
 use crate::inbox;
 use crate::item::{Attempt, ItemName, JobDir, JobId, JobRecord, Outcome, ResultRecord};
+
+/// No record that gamdok writes comes near it.
+const LARGEST: u64 = 64 << 20;
 
 /// A root, read from outside.
 #[derive(Clone, Debug)]
@@ -418,8 +422,16 @@ fn entries(dir: &Path) -> io::Result<impl Iterator<Item = fs::DirEntry> + use<>>
     Ok(listing.into_iter().flatten().filter_map(Result::ok))
 }
 
+/// A worker can put anything under these names: links aren't followed, and a FIFO's other end isn't waited for.
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> io::Result<T> {
-    serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)
+    let file = fs::File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.len() > LARGEST {
+        return Err(io::Error::other("it is no record of gamdok's"));
+    }
+    let mut bytes = Vec::with_capacity(meta.len() as usize);
+    file.take(LARGEST).read_to_end(&mut bytes)?;
+    serde_json::from_slice(&bytes).map_err(io::Error::other)
 }
 
 /// `result.json` of a job's directory.
@@ -435,7 +447,9 @@ pub fn read_record(dir: &Path) -> io::Result<JobRecord> {
 /// The attempts that have a log, in their order.
 pub fn logs(dir: &Path) -> Vec<(u32, PathBuf)> {
     let number = |name: &OsStr| name.to_str()?.strip_prefix("attempt-")?.strip_suffix(".log")?.parse::<u32>().ok();
-    let found = entries(dir).into_iter().flatten();
+    // Files only: a link that a worker planted would show what is elsewhere, and a FIFO never ends.
+    let is_file = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
+    let found = entries(dir).into_iter().flatten().filter(is_file);
     let mut logs: Vec<_> = found.filter_map(|entry| Some((number(&entry.file_name())?, entry.path()))).collect();
     logs.sort_unstable();
     logs

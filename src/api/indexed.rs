@@ -58,7 +58,11 @@ impl Indexed {
 impl Ended for Indexed {
     fn list(&self, query: &Query) -> io::Result<Vec<Listed>> {
         match self.reader().map(|reader| Indexed::rows(&reader, query)) {
-            Some(Ok(rows)) => Ok(rows),
+            // The ledger lags behind what is removed.
+            Some(Ok(mut rows)) => {
+                rows.retain(|row| self.directories.dir(row).is_some());
+                Ok(rows)
+            }
             _ => self.directories.list(query),
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -26,7 +26,7 @@ use super::directories::{self, Directories};
 use super::ended::{Ended, Query};
 use super::guard::Guard;
 use super::reference::{self, Unresolved, fit};
-use super::view::{Change, Listed};
+use super::view::{Change, Listed, Status};
 use super::{Board, Command, DeviceBody, InboxRef, JobsBody, Refusal, Request, server};
 use crate::item::JobId;
 
@@ -51,6 +51,7 @@ pub(super) struct Shared {
     pub(super) requests: Sender<Request>,
     pub(super) ended: Arc<dyn Ended>,
     pub(super) directories: Directories,
+    pub(super) started: Instant,
     /// Becomes true when the server ends: polls are answered at once.
     pub(super) stop: watch::Receiver<bool>,
 }
@@ -183,7 +184,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Answer<T> + Send + '
 // Reads.
 
 async fn status(State(shared): Context) -> Response {
-    axum::Json(&shared.board.read().status).into_response()
+    let view = shared.board.read();
+    // Published when something changes; this changes all the time.
+    let uptime_s = view.status.uptime_s.map(|_| (shared.started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0);
+    axum::Json(Status { uptime_s, ..view.status.clone() }).into_response()
 }
 
 async fn devices(State(shared): Context) -> Response {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use crossbeam_channel::Sender;
@@ -88,6 +88,7 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
         requests: setup.requests,
         ended: setup.ended,
         directories: setup.directories,
+        started: Instant::now(),
         stop: stopped.clone(),
     });
     let open = routes::router(shared.clone(), None);

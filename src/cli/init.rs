@@ -2,7 +2,8 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
@@ -28,17 +29,8 @@ impl Init {
         let report = Root::init(&dir).map_err(|wrong| of_root(&wrong))?;
         let mut made = report.made;
         let file = report.root.join("gamdok.toml");
-        let written = OpenOptions::new().write(true).create_new(true).open(&file).and_then(|mut file| {
-            file.write_all(config::ANNOTATED.as_bytes())?;
-            file.sync_all()
-        });
-        match written {
-            Ok(()) => made.push(file.clone()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                let message = format!("cannot write `{}`: {error}", shown(&file));
-                return Err(Trouble::new(exit::ROOT, "root-unavailable", message, "choose a folder you may write to"));
-            }
+        if annotate(&file)? {
+            made.push(file.clone());
         }
         if global.json {
             let made: Vec<String> = made.iter().map(|path| path_text(path)).collect();
@@ -57,5 +49,22 @@ impl Init {
         }
         output::print(&text)?;
         Ok(exit::OK)
+    }
+}
+
+/// Writes the annotated configuration, unless something is there already. Whether it was written.
+pub(super) fn annotate(file: &Path) -> Result<bool, Trouble> {
+    // For the owner, as all of the root is but its inbox: routes' environments may hold secrets.
+    let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).and_then(|mut file| {
+        file.write_all(config::ANNOTATED.as_bytes())?;
+        file.sync_all()
+    });
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => {
+            let message = format!("cannot write `{}`: {error}", shown(file));
+            Err(Trouble::new(exit::ROOT, "root-unavailable", message, "choose a folder you may write to"))
+        }
     }
 }

@@ -1,14 +1,16 @@
 //! `gamdok run`: the service itself.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use clap::Args;
 use crossbeam_channel::Receiver;
 use serde_json::json;
 
-use super::trouble::{Trouble, exit, of_text};
-use super::{Global, bad_config, output};
+use super::trouble::{Trouble, exit, of_root, of_text};
+use super::{Global, bad_config, init, output};
 use crate::director::{self, Options, Summary};
+use crate::root::Root;
 use crate::worker;
 
 #[derive(Debug, Args)]
@@ -27,6 +29,11 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn run(self, global: &Global) -> Result<u8, Trouble> {
         let mut source = global.source();
+        if self.init && global.config.is_none() {
+            // All that `init` makes. With a configuration of its own, whatever root that names is made later.
+            Root::init(source.file.parent().unwrap_or(Path::new("."))).map_err(|wrong| of_root(&wrong))?;
+            init::annotate(&source.file)?;
+        }
         if !self.command.is_empty() {
             source.command = Some((self.command, std::env::current_dir()?));
         }

@@ -350,12 +350,11 @@ fn sim(table: &Table<'_>) -> Sim {
 
 fn history(table: &Table<'_>) -> History {
     let defaults = History::default();
-    // Shorter would delete results before anyone could have looked at them.
-    let keep = Duration::from_secs(60)..=Duration::MAX;
+    let keep = Duration::from_secs(1)..=Duration::MAX;
     History {
         keep_done: value(table.duration_or("keep_done", "forever", keep.clone()), defaults.keep_done),
         keep_failed: value(table.duration_or("keep_failed", "forever", keep), defaults.keep_failed),
-        max_log: value(table.size("max_log", Bytes(64 << 10)), defaults.max_log),
+        max_log: value(table.size("max_log", Bytes(1 << 10)), defaults.max_log),
     }
 }
 

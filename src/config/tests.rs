@@ -68,7 +68,7 @@ const BAD: &[&str] = &[
     "[devices]\nidle = { max_memory_used = \"600 cows\", max_utilization = 150 }",
     "[devices.sim]\nmemory = 80",
     "[history]\nkeep_done = \"always\"",
-    "[history]\nkeep_failed = \"1s\"\nmax_log = \"1KiB\"",
+    "[history]\nkeep_failed = \"1ms\"\nmax_log = \"1B\"",
     "[api]\nlisten = \"localhost:7878\"",
     "[api]\nlisten = \":7878\"",
     "root = \"~/gamdok\"",

@@ -110,6 +110,10 @@ impl Follower {
         let stamp = Stamp::of(&self.source.file);
         self.look()?;
         self.stamp = stamp;
+        // Swapped while the watch was set up: it lies where nothing will happen.
+        if self.watch.as_ref().is_some_and(|watch| watch.folders != folders(&self.source.file)) {
+            return Ok(());
+        }
         self.wait()
     }
 

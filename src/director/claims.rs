@@ -84,7 +84,8 @@ impl Director {
             spool::Answer::Filed { record, result, dir } => self.filed(record, *result, dir),
             spool::Answer::Saved { id } => debug!(job = %id, "saved"),
             spool::Answer::Revived { id, outcome } => self.on_revived(id, outcome),
-            spool::Answer::Counted => {}
+            // What changed the count without an outcome changed what the ledger is an index of.
+            spool::Answer::Counted => self.to_ledger(ledger::Entry::Reconcile),
             spool::Answer::Cordons(outcome) => self.on_cordons(outcome),
             spool::Answer::Health(check) => self.on_spool_health(check),
         }

@@ -52,16 +52,28 @@ enum Event {
     Worker(worker::Event),
     Spool(spool::Answer),
     Probed(Snapshot),
-    /// The prober's thread is no more.
-    ProberGone,
     Asked(api::Request),
     /// An item to cancel that wasn't offered was looked at.
     Inspected(requests::Inspected),
     Configured(Result<(Config, Vec<config::Warning>), config::ConfigError>),
     Inbox(inbox::Notice),
     Ledger(Check),
+    /// A part's thread is no more, and its channel closed.
+    Gone(Part),
     /// A moment that the director waits for has come.
     Due,
+}
+
+/// The parts that the director listens to and that could die. Workers aren't among them: it holds a sender of theirs.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Signals,
+    Spool,
+    Prober,
+    Interface,
+    Configuration,
+    Ledger,
+    Scanner,
 }
 
 /// How many events are taken in before the next plan: a burst costs one plan, and a stop still gets through.
@@ -176,16 +188,16 @@ impl Director {
         let timer = self.next_due().map_or_else(never, |moment| at(self.clock.instant(moment)));
         // Biased: neither a stop nor a report may queue behind a thousand arrivals.
         select_biased! {
-            recv(self.stops) -> _ => Event::Signal,
+            recv(self.stops) -> it => it.map_or(Event::Gone(Part::Signals), |()| Event::Signal),
             recv(self.reports) -> it => it.map_or(Event::Due, Event::Worker),
-            recv(self.spool.answers) -> it => it.map_or_else(|_| spool_gone(), Event::Spool),
-            recv(self.prober.snapshots) -> it => it.map_or(Event::ProberGone, Event::Probed),
-            recv(self.requests) -> it => it.map_or(Event::Due, Event::Asked),
+            recv(self.spool.answers) -> it => it.map_or(Event::Gone(Part::Spool), Event::Spool),
+            recv(self.prober.snapshots) -> it => it.map_or(Event::Gone(Part::Prober), Event::Probed),
+            recv(self.requests) -> it => it.map_or(Event::Gone(Part::Interface), Event::Asked),
             recv(self.inspected) -> it => it.map_or(Event::Due, Event::Inspected),
-            recv(self.configured.changes) -> it => it.map_or(Event::Due, Event::Configured),
-            recv(self.ledger.health) -> it => it.map_or(Event::Due, Event::Ledger),
+            recv(self.configured.changes) -> it => it.map_or(Event::Gone(Part::Configuration), Event::Configured),
+            recv(self.ledger.health) -> it => it.map_or(Event::Gone(Part::Ledger), Event::Ledger),
             recv(timer) -> _ => Event::Due,
-            recv(self.scanner.notices) -> it => it.map_or(Event::Due, Event::Inbox),
+            recv(self.scanner.notices) -> it => it.map_or(Event::Gone(Part::Scanner), Event::Inbox),
         }
     }
 
@@ -210,17 +222,46 @@ impl Director {
             Event::Worker(event) => self.on_worker(event),
             Event::Spool(answer) => self.on_spool(answer),
             Event::Probed(snapshot) => self.on_snapshot(snapshot),
-            Event::ProberGone => {
-                // A closed channel is always ready, and would spin the loop.
-                self.prober.snapshots = never();
-                self.devices_unknown("the thread that asks the driver has failed: restart the director".to_owned());
-            }
+            Event::Gone(part) => self.on_gone(part),
             Event::Asked(request) => self.on_request(request),
             Event::Inspected(inspected) => self.on_inspected(inspected),
             Event::Configured(outcome) => self.on_configured(outcome),
             Event::Inbox(notice) => self.on_inbox(notice),
             Event::Ledger(check) => self.set_health(check),
             Event::Due => {}
+        }
+    }
+
+    /// A closed channel is always ready and would spin the loop: it is replaced by one that never is, and people are told.
+    fn on_gone(&mut self, part: Part) {
+        let failed = |what, words: &str| Check::failed(what, format!("{words} has failed: restart the director"));
+        match part {
+            Part::Signals => self.stops = never(),
+            Part::Prober => {
+                self.prober.snapshots = never();
+                self.devices_unknown("the thread that asks the driver has failed: restart the director".to_owned());
+            }
+            Part::Spool => {
+                self.spool.answers = never();
+                self.state.may_claim = false;
+                self.set_health(failed(What::Spool, "the spool's thread"));
+            }
+            Part::Interface => {
+                self.requests = never();
+                error!("the interface's thread has failed: no command reaches this director; restart it by a signal");
+            }
+            Part::Configuration => {
+                self.configured.changes = never();
+                self.set_health(failed(What::Config, "the thread that follows the configuration"));
+            }
+            Part::Ledger => {
+                self.ledger.health = never();
+                self.set_health(failed(What::Ledger, "the ledger's thread"));
+            }
+            Part::Scanner => {
+                self.scanner.notices = never();
+                self.set_health(failed(What::Inbox, "the thread that reads the inbox"));
+            }
         }
     }
 
@@ -334,10 +375,10 @@ impl Director {
         let (mut new, warnings) = match outcome {
             Ok(read) => read,
             Err(error) => {
-                warn!(%error, "the changed configuration is not valid; the old one stays in force");
+                warn!(error = error.summary(), "the changed configuration is not valid; the old one stays in force");
                 self.set_health(Check::failed(
                     What::Config,
-                    format!("the changed file is not valid, the old one stays in force: {error}"),
+                    format!("the changed file is not valid, the old one stays in force: {}", error.summary()),
                 ));
                 return;
             }
@@ -503,9 +544,4 @@ impl Director {
             self.to_scanner(inbox::Answer::Taken(taken));
         }
     }
-}
-
-/// The spool thread never ends before it is told to; without it nothing can be made durable.
-fn spool_gone() -> Event {
-    Event::Spool(spool::Answer::Health(Check::failed(What::Spool, "the spool thread is gone; restart the director")))
 }

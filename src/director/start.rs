@@ -42,16 +42,20 @@ pub struct Options {
 pub enum RunError {
     #[error(transparent)]
     Root(#[from] RootError),
+    /// The configuration names something that isn't as it should be.
+    #[error("{0}")]
+    Config(String),
     #[error("cannot {what}: {source}")]
     Io { what: &'static str, source: std::io::Error },
 }
 
 impl RunError {
-    /// As the README lists them: 4 another director, 5 the root is unavailable.
+    /// The contract's exit codes: 1 it failed, 2 configuration, 4 another director, 5 the root is unavailable.
     pub fn exit_code(&self) -> u8 {
         match self {
             RunError::Root(error) => error.exit_code(),
-            RunError::Io { .. } => 5,
+            RunError::Config(_) => 2,
+            RunError::Io { .. } => 1,
         }
     }
 }
@@ -84,8 +88,9 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     let recovered = spool::recover(&root, clock)?;
     let io = |what| move |source| RunError::Io { what, source };
     let ledger = ledger::start(ledger::Setup::of_root(root.path())).map_err(io("start the ledger"))?;
-    let spool = spool::start(root.clone(), clock, recovered.backlog)
-        .map_err(|error| RunError::Io { what: "start the spool", source: error.into() })?;
+    let spool = spool::start(root.clone(), clock, recovered.backlog).map_err(|error| {
+        RootError::unavailable(format!("cannot work in the root: {error}"), "look at its permissions")
+    })?;
     // A driver that wakes its GPUs takes seconds; CPU slots needn't wait for it.
     let first = prober
         .snapshots
@@ -103,8 +108,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     let configured = config::watch::start(source, &config).map_err(io("watch the configuration"))?;
     let board = api::Board::new(first_view(&root, first.mode));
     let (ask, requests) = bounded(REQUESTS);
-    let token =
-        config.api.token_file.as_deref().map(api::server::read_token).transpose().map_err(io("read the token"))?;
+    let token = config.api.token_file.as_deref().map(token).transpose()?;
     let directories = api::directories::Directories::new(root.path(), Some(&config));
     let server = api::serve(api::ServerSetup {
         directories: directories.clone(),
@@ -114,7 +118,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         listen: config.api.listen,
         token,
     })
-    .map_err(io("open the interface"))?;
+    .map_err(io("open the interface (the socket in the root, and `listen` in [api] where that is set)"))?;
     let (events, reports) = bounded(REPORTS);
     let (inspections, inspected) = unbounded();
     let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
@@ -206,6 +210,15 @@ impl Director {
         info!(done = self.summary.done, failed = self.summary.failed, cancelled = self.summary.cancelled, "ended");
         self.summary
     }
+}
+
+fn token(file: &std::path::Path) -> Result<String, RunError> {
+    api::server::read_token(file).map_err(|error| {
+        let file = crate::root::shown(file);
+        RunError::Config(format!(
+            "cannot read `token_file` in [api], `{file}`: {error}\nhelp: write a secret into it, one line that this user can read"
+        ))
+    })
 }
 
 fn no_devices() -> Snapshot {

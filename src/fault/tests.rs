@@ -165,7 +165,13 @@ fn the_items_own_failures_are_counted_and_bounded() {
         "exit0 missing",
         "missing-output counted; failed missing-output: no output matches *.txt after attempt 3 of 3",
     );
-    check("exit exit", "no-program", "spawn counted; failed spawn: can't start: no such file after attempt 3 of 3");
+    check("exit exit", "no-program", "spawn uncounted; retry in 5s");
+    check("(spawn)", "no-program", "spawn uncounted; retry in 10s");
+    check(
+        "(spawn) (spawn)",
+        "no-program",
+        "spawn uncounted; failed spawn: can't start: no such file after attempt 3 of 3",
+    );
     check(
         "exit exit",
         "protocol",
@@ -221,7 +227,7 @@ fn try_later_waits_longer_each_time_and_isnt_counted() {
     check(
         &later,
         "exit75",
-        "exit uncounted; failed poison: gave up after 10 attempts that weren't held against it; the last: exit code 75 (try later)",
+        "exit uncounted; failed exit: gave up after 10 attempts that weren't held against it; the last: exit code 75 (try later)",
     );
 }
 
@@ -248,7 +254,7 @@ fn the_devices_and_the_hosts_faults_arent_the_items() {
     check(
         &"(io) ".repeat(9),
         "io",
-        "io uncounted; failed poison: gave up after 10 attempts that weren't held against it; the last: can't write the log: no space",
+        "io uncounted; failed io: gave up after 10 attempts that weren't held against it; the last: can't write the log: no space",
     );
 }
 

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::ground::Ground;
 use super::record::{self, COMPANIONS, ITEM, JOB};
+use super::spares::Spares;
 use super::{ClaimedJob, NotClaimed};
 use crate::inbox::Candidate;
 use crate::item::{Attempt, ItemKind, ItemName, JobDir, JobId, JobRecord};
@@ -69,6 +70,11 @@ impl Claim {
         Claim { id, candidate, record, dir, folder, job: None, moved: false, companions: Vec::new(), kept: false }
     }
 
+    /// Begins it in a directory that was made ahead.
+    pub(super) fn take_spare(&mut self, ground: &Ground, spares: &mut Spares) {
+        self.job = spares.take(ground, self.dir.as_str());
+    }
+
     /// Everything up to the round of syncs. After an error, [`Claim::undo`].
     pub(super) fn carry_out(&mut self, ground: &Ground) -> Result<(), NotClaimed> {
         if self.kept {
@@ -76,7 +82,9 @@ impl Claim {
             return self.write_record(ground).map_err(no_room);
         }
         ground.faults.at("claim.begun").map_err(no_room)?;
-        self.job = Some(ground.make_job(self.dir.as_str()).map_err(no_room)?);
+        if self.job.is_none() {
+            self.job = Some(ground.make_job(self.dir.as_str()).map_err(no_room)?);
+        }
         self.write_record(ground).map_err(no_room)?;
         self.note_folder().map_err(no_room)?;
         ground.faults.at("claim.intended").map_err(no_room)?;
@@ -249,15 +257,19 @@ impl Claim {
         }
     }
 
-    /// The syncs of its own files and directories; `claimed/` and the inbox are the group's.
+    /// The sync of its own file; the directories are the group's.
     pub(super) fn sync_each(&self) -> Result<(), Errno> {
-        let Some(job) = &self.job else { return Ok(()) };
-        sync_at(job, JOB)?;
-        sync_at(job, ITEM)?;
+        self.job.as_ref().map_or(Ok(()), |job| sync_at(job, JOB))
+    }
+
+    /// Its own directories, outermost first: the payload's new place is to be found before the old one is forgotten.
+    pub(super) fn directories(&self) -> Result<Vec<OwnedFd>, Errno> {
+        let Some(job) = &self.job else { return Ok(Vec::new()) };
+        let mut dirs = vec![rustix::io::fcntl_dupfd_cloexec(job, 0)?, record::open_dir(job, ITEM)?];
         if !self.companions.is_empty() {
-            sync_at(job, COMPANIONS)?;
+            dirs.push(record::open_dir(job, COMPANIONS)?);
         }
-        rustix::fs::fsync(job)
+        Ok(dirs)
     }
 
     pub(super) fn folder(&self) -> &OwnedFd {

@@ -5,7 +5,7 @@
 mod idle;
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use super::retention::Retention;
 use super::revive::{self, Revived};
 use super::shelves::{self, Shelves};
 use super::space::{Room, Space};
+use super::spares::Spares;
 use super::sync::{How, Syncer};
 use super::tally::{Books, Shelf, Tally};
 use super::write::{Why, Write};
@@ -104,6 +105,7 @@ pub(super) struct Desk {
     syncer: Syncer,
     space: Space,
     shelves: Shelves,
+    spares: Spares,
     books: Books,
     retention: Retention,
     clock: Clock,
@@ -121,6 +123,7 @@ pub(super) struct Desk {
     gather_until: Moment,
     recheck_at: Option<Moment>,
     housekeeping_at: Moment,
+    prune_at: Moment,
     pruning: bool,
     counting: bool,
     publishing: HashMap<JobId, Box<Finish>>,
@@ -137,11 +140,13 @@ impl Desk {
         answers: Sender<Answer>,
         tally: Arc<Tally>,
     ) -> Result<Desk, Errno> {
+        let spares = Spares::new(ground.root.dir());
         Ok(Desk {
             syncer: Syncer::new(ground.root.dir(), clock, ground.faults.syncs_each())?,
             space: Space::new(ground.root.dir())?,
             ground,
             shelves: Shelves::default(),
+            spares,
             books: Books::new(tally),
             retention: Retention::default(),
             clock,
@@ -155,6 +160,7 @@ impl Desk {
             gather_until: Moment::default(),
             recheck_at: None,
             housekeeping_at: Moment::default(),
+            prune_at: Moment::default(),
             pruning: false,
             counting: false,
             publishing: HashMap::new(),
@@ -221,7 +227,7 @@ impl Desk {
             Some(Task::Stop) | None => self.stopping = true,
             Some(Task::Keep { done, failed }) => {
                 self.retention = Retention { done, failed };
-                self.pruning = done.is_some() || failed.is_some();
+                self.prune_at = self.clock.now();
             }
             Some(task) => self.queue.push_back(task),
         }
@@ -229,11 +235,13 @@ impl Desk {
 
     /// The moment of the first thing that is due by itself.
     fn wait_for(&self) -> Duration {
-        if self.counting || self.space.wants_ballast() || (self.pruning && self.trailing_at.is_none()) {
+        let rested = self.trailing_at.is_none();
+        if self.counting || self.space.wants_ballast() || (rested && (self.pruning || self.spares.are_wanted())) {
             return Duration::ZERO;
         }
         let retry = (!self.stalled.is_empty() || self.trouble.is_some()).then_some(self.retry_at);
-        let due = [Some(self.housekeeping_at), retry, self.trailing_at, self.recheck_at];
+        let prune = self.retention.period().map(|_| self.prune_at);
+        let due = [Some(self.housekeeping_at), prune, retry, self.trailing_at, self.recheck_at];
         due.into_iter().flatten().min().unwrap_or_default().0
     }
 
@@ -337,6 +345,7 @@ impl Desk {
         let mut moved = Vec::with_capacity(claims.len());
         for claim in claims {
             let mut claim = Box::new(claim);
+            claim.take_spare(&self.ground, &mut self.spares);
             match claim.carry_out(&self.ground) {
                 Ok(()) => moved.push(Op::Claim(claim)),
                 Err(why) => moved.extend(self.undo(claim, why)),
@@ -371,8 +380,11 @@ impl Desk {
                 How::Whole => outcome = self.syncer.whole(),
                 How::Each => {
                     let (began, things) = (self.clock.now(), ops.len());
-                    ops.retain_mut_into(|op| op.sync_each(&self.ground), refused);
-                    outcome = self.sync_shared(ops);
+                    let chain = self.chain(ops);
+                    let ground = self.ground.clone();
+                    outcome = chain.and_then(|chain| {
+                        self.syncer.beside(chain, || ops.retain_mut_into(|op| op.sync_each(&ground), refused)).1
+                    });
                     self.syncer.each_took(things, self.clock.now().since(began));
                 }
             }
@@ -386,20 +398,24 @@ impl Desk {
         }
     }
 
-    fn sync_shared(&self, ops: &[Op]) -> Result<(), Errno> {
-        self.shelves.sync_each(&self.ground)?;
-        rustix::fs::fsync(self.ground.claimed())?;
-        let mut synced: Vec<*const OwnedFd> = Vec::new();
+    /// The directories that a round syncs one after the other: where things went before where they came from.
+    fn chain(&self, ops: &[Op]) -> Result<Vec<OwnedFd>, Errno> {
+        let copy = |dir: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(dir, 0);
+        let mut chain = self.shelves.unsynced(&self.ground)?;
+        chain.push(copy(self.ground.claimed())?);
+        let mut folders: Vec<&OwnedFd> = Vec::new();
         for op in ops {
             if let Op::Claim(claim) = op {
-                let folder = claim.folder();
-                if !synced.contains(&std::ptr::from_ref(folder)) {
-                    rustix::fs::fsync(folder)?;
-                    synced.push(folder);
+                chain.extend(claim.directories()?);
+                if !folders.iter().any(|folder| std::ptr::eq(*folder, claim.folder())) {
+                    folders.push(claim.folder());
                 }
             }
         }
-        Ok(())
+        for folder in folders {
+            chain.push(copy(folder.as_fd())?);
+        }
+        Ok(chain)
     }
 
     /// After the round: answers, or the next step.

@@ -75,8 +75,12 @@ impl Ground {
 
     /// Makes a job's directory with what it must have before a payload moves in.
     pub(super) fn make_job(&self, dir: &str) -> Result<OwnedFd, Errno> {
-        rustix::fs::mkdirat(&self.claimed, dir, Mode::RWXU)?;
-        let job = record::open_dir(&self.claimed, dir)?;
+        self.make_job_in(self.claimed.as_fd(), dir)
+    }
+
+    pub(super) fn make_job_in(&self, place: BorrowedFd<'_>, dir: &str) -> Result<OwnedFd, Errno> {
+        rustix::fs::mkdirat(place, dir, Mode::RWXU)?;
+        let job = record::open_dir(place, dir)?;
         rustix::fs::mkdirat(&job, record::ITEM, Mode::RWXU)?;
         rustix::fs::mkdirat(&job, record::OUT, Mode::RWXU)?;
         record::write(&job, record::LOCK, b"")?;

@@ -16,6 +16,7 @@ mod retention;
 mod revive;
 mod shelves;
 mod space;
+mod spares;
 mod sync;
 pub mod tally;
 mod write;
@@ -97,7 +98,7 @@ pub enum Answer {
     },
     /// The cordons are on disk, or why not; it isn't tried again.
     Cordons(Result<(), String>),
-    /// The tally is complete, or was corrected after others changed `done/` or `failed/`.
+    /// The tally is complete, or was corrected: old jobs were removed, or others changed `done/` or `failed/`.
     Counted,
     /// The state of `Spool` or `Space`. Failed: the disk refuses (full, I/O error, read-only), so claims are to pause until
     /// it is ok again; finishes are kept and retried by the spool. Degraded: a warning.

@@ -222,13 +222,22 @@ fn has_traces(job: BorrowedFd<'_>) -> Result<bool, Errno> {
 
 /// Whether job.json has its name and none of its bytes, as a power cut before the round leaves it.
 fn is_blank(job: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(record::read(job, record::JOB)?.is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0)))
+    match record::read(job, record::JOB) {
+        Ok(bytes) => Ok(bytes.is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0))),
+        // Something else stands there, or a monster.
+        Err(Errno::INVAL | Errno::LOOP | Errno::NXIO) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Moves the payload and its companions to where they came from.
 fn put_back(ground: &Ground, job: BorrowedFd<'_>) -> Result<(), Errno> {
     let folder = match rustix::fs::readlinkat(job, record::FOLDER, Vec::new()) {
-        Ok(folder) => [b"inbox/", folder.as_bytes()].concat(),
+        Ok(folder) if folder.as_bytes().split(|&byte| byte == b'/').all(|part| !matches!(part, b"" | b"." | b"..")) => {
+            [b"inbox/", folder.as_bytes()].concat()
+        }
+        // No intake folder's name: someone else's idea of where the item belongs.
+        Ok(_) => return Err(Errno::INVAL),
         Err(Errno::NOENT) => b"inbox".to_vec(),
         Err(error) => return Err(error),
     };
@@ -274,7 +283,11 @@ fn go_on(
         && last.ended_at.is_none()
         && (rebooted || has_log(job, last.n)?)
     {
-        let note = record::read(job, record::LOCK)?.and_then(|bytes| serde_json::from_slice::<LockRecord>(&bytes).ok());
+        // Only a help: a worker can have put anything in its place.
+        let note = record::read(job, record::LOCK)
+            .ok()
+            .flatten()
+            .and_then(|bytes| serde_json::from_slice::<LockRecord>(&bytes).ok());
         last.pid = note.filter(|note| note.attempt == last.n).map(|note| note.pid).or(last.pid);
         last.ended_at = Some(Timestamp::now());
         last.reason = Some(Reason::Orphaned);

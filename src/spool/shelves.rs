@@ -43,6 +43,10 @@ impl Shelves {
             self.open.clear();
         }
         let mut again = true;
+        // A day, or the whole shelf, that someone moved away is open still and isn't the place any more.
+        if self.open.get(&key).is_some_and(|place| !is_still_at(ground, place, shelf, day)) {
+            self.open.remove(&key);
+        }
         loop {
             if !self.open.contains_key(&key) {
                 let opened = self.open_day(ground, shelf, day)?;
@@ -81,18 +85,24 @@ impl Shelves {
         !self.unsynced.is_empty()
     }
 
-    /// One by one; the targets first, then where they came from is the caller's.
-    pub(super) fn sync_each(&self, ground: &Ground) -> Result<(), Errno> {
+    /// What is to be synced; the targets, where the jobs came from is the caller's.
+    pub(super) fn unsynced(&self, ground: &Ground) -> Result<Vec<OwnedFd>, Errno> {
+        let mut dirs = Vec::new();
         for key in &self.unsynced {
             match self.open.get(key) {
-                Some(day) => rustix::fs::fsync(day)?,
-                None => rustix::fs::fsync(record::open_dir(open_shelf(ground, key.0)?, key.1.as_str())?)?,
+                Some(day) => dirs.push(rustix::io::fcntl_dupfd_cloexec(day, 0)?),
+                None => match record::open_dir(open_shelf(ground, key.0)?, key.1.as_str()) {
+                    Ok(day) => dirs.push(day),
+                    // Moved away or removed by someone since.
+                    Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error),
+                },
             }
         }
         for shelf in &self.new_days {
-            rustix::fs::fsync(open_shelf(ground, *shelf)?)?;
+            dirs.push(open_shelf(ground, *shelf)?);
         }
-        Ok(())
+        Ok(dirs)
     }
 
     /// A round has covered all moves before it.
@@ -100,6 +110,14 @@ impl Shelves {
         self.unsynced.clear();
         self.new_days.clear();
     }
+}
+
+/// Whether the open directory is the one that the path leads to.
+fn is_still_at(ground: &Ground, place: &OwnedFd, shelf: Shelf, day: &str) -> bool {
+    let path = format!("{}/{day}", shelf.name());
+    let there = rustix::fs::statat(ground.root.dir(), path, AtFlags::SYMLINK_NOFOLLOW);
+    let opened = rustix::fs::fstat(place);
+    there.is_ok_and(|there| opened.is_ok_and(|opened| (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)))
 }
 
 /// Whether anything of this name lies there.

@@ -1,11 +1,11 @@
-//! Whether the outputs a route declares are there: for each pattern something in `out/` that matches it and isn't empty.
+//! Whether the outputs a route declares are there: for each pattern something in `out/` that matches it.
 
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use globset::{GlobBuilder, GlobMatcher};
@@ -14,7 +14,7 @@ use globset::{GlobBuilder, GlobMatcher};
 const MAX_DEPTH: usize = 64;
 
 /// The patterns that nothing in `out` satisfies. A pattern with a `/` is matched against the path below `out`, one
-/// without against a name at any depth. An empty file or folder satisfies nothing.
+/// without against a name at any depth. What is empty exists too: markers are.
 pub(super) fn missing(out: &Path, patterns: &[String]) -> io::Result<Vec<String>> {
     if patterns.is_empty() {
         return Ok(Vec::new());
@@ -30,7 +30,7 @@ pub(super) fn missing(out: &Path, patterns: &[String]) -> io::Result<Vec<String>
     };
     for text in patterns {
         // Most are plain names, one look each.
-        if !is_literal(text) || !is_something(&within, Path::new(text))? {
+        if !is_literal(text) || !is_there(&within, Path::new(text))? {
             open.push(Pattern::new(text));
         }
     }
@@ -75,7 +75,7 @@ fn walk(within: &OwnedFd, out: &Path, dir: &Path, depth: usize, open: &mut Vec<P
         let entry = entry?;
         let path = entry.path();
         let below = path.strip_prefix(out).unwrap_or(&path);
-        if open.iter().any(|pattern| pattern.takes(below)) && is_something(within, below)? {
+        if open.iter().any(|pattern| pattern.takes(below)) && is_there(within, below)? {
             open.retain(|pattern| !pattern.takes(below));
             if open.is_empty() {
                 return Ok(());
@@ -92,24 +92,13 @@ fn walk(within: &OwnedFd, out: &Path, dir: &Path, depth: usize, open: &mut Vec<P
     Ok(())
 }
 
-/// Whether something that isn't empty lies there: links are followed as long as they stay within `out/`.
-fn is_something(within: &OwnedFd, below: &Path) -> io::Result<bool> {
-    let opened = open_within(within, below, OFlags::PATH | OFlags::CLOEXEC);
-    let stat = match opened.and_then(rustix::fs::fstat) {
-        Ok(stat) => stat,
-        Err(error) if is_absence(error) => return Ok(false),
-        Err(error) => return Err(error.into()),
-    };
-    if !FileType::from_raw_mode(stat.st_mode).is_dir() {
-        return Ok(stat.st_size > 0);
+/// Whether something lies there: links are followed as long as they stay within `out/`.
+fn is_there(within: &OwnedFd, below: &Path) -> io::Result<bool> {
+    match open_within(within, below, OFlags::PATH | OFlags::CLOEXEC) {
+        Ok(_) => Ok(true),
+        Err(error) if is_absence(error) => Ok(false),
+        Err(error) => Err(error.into()),
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    for entry in rustix::fs::Dir::new(open_within(within, below, flags)?)? {
-        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 fn open_within(within: &OwnedFd, below: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -135,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn declared_outputs_exist_and_are_not_empty() {
+    fn declared_outputs_exist() {
         let root = tempfile::tempdir().unwrap();
         let out = root.path().join("out");
         fs::create_dir_all(out.join("deep/er")).unwrap();
@@ -159,7 +148,7 @@ mod tests {
         check("a.txt", true);
         check("*.txt", true);
         check("./*.txt", true);
-        check("empty.txt", false);
+        check("empty.txt", true);
         check("b.txt", false);
         check("model.bin", true);
         check("*.bin", true);
@@ -168,7 +157,7 @@ mod tests {
         check("deep/**/*.bin", true);
         check("*/er/*", true);
         check("er", true);
-        check("hollow", false);
+        check("hollow", true);
         check("*.json", true);
         check("link.csv", true);
         check("dangling.csv", false);

@@ -147,17 +147,24 @@ enum Thoroughness {
 
 /// The strays that live. Dead ones that are our children are waited for on the way.
 fn find(trail: &Trail, how: Thoroughness) -> Vec<ProcStat> {
-    let adopts = ADOPTS.load(Ordering::Acquire);
-    let orphans = adopts.then(orphans).flatten();
+    let adopted = if ADOPTS.load(Ordering::Acquire) { adopted() } else { Adopted::Unknown };
     let told_apart = |orphan: &ProcStat| belongs(orphan, trail, Whose::Orphan);
-    let quiet = how == Thoroughness::AsNeeded
-        && orphans.as_ref().is_some_and(|orphans| !orphans.iter().any(told_apart))
-        && !group_has_members(trail)
-        && !lock::is_held(trail.dir);
-    if quiet {
+    let quiet = match &adopted {
+        Adopted::Unknown => false,
+        // Whatever a worker left has an elder that lost its parent. The lock isn't asked: a process that another worker
+        // is just starting holds a copy of it for a moment.
+        Adopted::Nobody => true,
+        Adopted::Some(orphans) => {
+            !orphans.iter().any(told_apart) && !group_has_members(trail) && !lock::is_held(trail.dir)
+        }
+    };
+    if quiet && how == Thoroughness::AsNeeded {
         return Vec::new();
     }
-    let orphans = orphans.unwrap_or_default();
+    let orphans = match adopted {
+        Adopted::Some(orphans) => orphans,
+        Adopted::Nobody | Adopted::Unknown => Vec::new(),
+    };
     let workers: HashSet<i32> = live().iter().map(|live| live.pid).collect();
     let oldest = trail.leader.map_or(0, |(_, start_ticks)| start_ticks);
     // Nothing that a worker started is older than it. That spares most of a host's processes the closer look.
@@ -182,23 +189,32 @@ fn find(trail: &Trail, how: Thoroughness) -> Vec<ProcStat> {
 }
 
 /// The children of the main thread that no worker started: the kernel gives orphans to it, while a worker's process is
-/// its own thread's child. None where the kernel doesn't list children.
-fn orphans() -> Option<Vec<ProcStat>> {
+/// its own thread's child.
+enum Adopted {
+    /// The kernel doesn't list children, or this process adopts none.
+    Unknown,
+    /// The list is empty.
+    Nobody,
+    /// Those that live; maybe none.
+    Some(Vec<ProcStat>),
+}
+
+fn adopted() -> Adopted {
     let own = std::process::id();
-    let list = fs::read_to_string(format!("/proc/self/task/{own}/children")).ok()?;
+    let Ok(list) = fs::read_to_string(format!("/proc/self/task/{own}/children")) else { return Adopted::Unknown };
     if list.is_empty() {
-        return Some(Vec::new());
+        return Adopted::Nobody;
     }
     let workers: HashSet<i32> = live().iter().map(|live| live.pid).collect();
     let pids = list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
     let orphans = pids.filter(|pid| !workers.contains(pid)).filter_map(ProcStat::read);
-    Some(orphans.filter(|orphan| !orphan.is_dead() || !reap_one(orphan.pid)).collect())
+    Adopted::Some(orphans.filter(|orphan| !orphan.is_dead() || !reap_one(orphan.pid)).collect())
 }
 
 /// Waits for adopted orphans that have died meanwhile, so that a worker of days doesn't fill the process table.
 pub(super) fn reap() {
     if ADOPTS.load(Ordering::Acquire) {
-        let _living = orphans();
+        let _living = adopted();
     }
 }
 

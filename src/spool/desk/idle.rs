@@ -35,13 +35,23 @@ impl Desk {
             }
         } else if self.space.wants_ballast() {
             self.space.make_ballast();
+        } else if self.spares.are_wanted() && self.trailing_at.is_none() {
+            match self.space.is_ok() {
+                true => self.spares.make_one(&self.ground),
+                false => self.spares.pause(),
+            }
         } else if self.pruning && self.trailing_at.is_none() {
             self.prune();
+        } else if let Some(period) = self.retention.period()
+            && self.prune_at <= now
+        {
+            self.prune_at = now + period;
+            self.pruning = true;
         } else if self.housekeeping_at <= now {
             self.housekeeping_at = now + HOUSEKEEPING;
+            self.spares.go_on();
             self.books.look(shelf_dir);
             self.counting = self.books.has_work();
-            self.pruning = self.retention.done.is_some() || self.retention.failed.is_some();
         }
     }
 
@@ -56,6 +66,7 @@ impl Desk {
                     more = removed.more,
                     "removed old jobs"
                 );
+                self.answer(Answer::Counted);
             }
             Ok(None) => self.pruning = false,
             Err(error) => {
