@@ -45,9 +45,9 @@ const GATHER: Duration = Duration::from_millis(5);
 const TRAILING: Duration = Duration::from_millis(20);
 /// How often low space is looked at until there is enough.
 const RECHECK: Duration = Duration::from_secs(1);
-/// How often the days are looked at for changes by others, and for what is too old.
 /// How long a start may count before it goes on.
 const COUNT_FIRST: Duration = Duration::from_millis(20);
+/// How often the days are looked at for changes by others, and for what is too old.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
 /// One thing in the works.
