@@ -650,7 +650,7 @@ fn a_gpu_that_fails_everything_is_cordoned() {
     farm.until_done(12);
     let status = farm.world.status();
     let first = &devices(&status["devices"])[0];
-    assert!(first.starts_with("1 unhealthy: cordoned, since several items failed fast on it: 3 in a row"), "{first}");
+    assert!(first.starts_with("1 unhealthy: cordoned, since several items failed fast on it: "), "{first}");
     // A hand's word goes before the rule's.
     farm.world.ok(&["uncordon", "0"]);
     farm.until_devices(&["1 free: idle", "2 free: idle"]);

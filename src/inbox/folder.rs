@@ -3,6 +3,7 @@
 //!
 //! Invariants: a name stands in `items` or in a line, in both only while it is queued; `tally` counts `items` by state.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -39,16 +40,17 @@ pub(super) const NO_ROUTE: &str = "no route matches it; add a route for it, or o
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     ino: u64,
-    ctime_ns: i128,
+    ctime_ns: i64,
 }
 
 impl Shape {
     pub(super) fn of(signature: &Signature) -> Shape {
-        Shape { ino: signature.ino, ctime_ns: signature.ctime_ns }
+        // 64 bits of nanoseconds last until 2262.
+        Shape { ino: signature.ino, ctime_ns: i64::try_from(signature.ctime_ns).unwrap_or(i64::MAX) }
     }
 
     pub(super) fn arrived_at(&self) -> Option<Timestamp> {
-        Timestamp::from_nanosecond(self.ctime_ns).ok()
+        Timestamp::from_nanosecond(self.ctime_ns.into()).ok()
     }
 }
 
@@ -76,12 +78,14 @@ pub(super) enum State {
 
 #[derive(Debug)]
 pub(super) struct Held {
-    pub(super) reason: Arc<str>,
+    /// Owned only where it speaks of this one item: thousands are held for the same reason.
+    pub(super) reason: Cow<'static, str>,
     pub(super) since: Timestamp,
     pub(super) route: Option<usize>,
     /// It will be taken without anybody's doing.
     pub(super) passing: bool,
-    pub(super) track: Option<Track>,
+    /// None: only a change in the folder or the configuration can mend it.
+    pub(super) track: Option<Box<Track>>,
 }
 
 #[derive(Debug)]
@@ -413,11 +417,11 @@ impl Folder {
             return Ok(());
         }
         let Some(item) = item_kind(kind) else {
-            self.hold_plain(name, inspect::special(kind).into(), shape, census, terms.now);
+            self.hold_plain(name, inspect::special(kind), shape, census, terms.now);
             return Ok(());
         };
         match self.router.find(name, item) {
-            None => self.hold_plain(name, NO_ROUTE.into(), shape, census, terms.now),
+            None => self.hold_plain(name, NO_ROUTE, shape, census, terms.now),
             Some(route) => {
                 let lead_ns = i64::try_from(signature.ctime_ns).unwrap_or(i64::MAX);
                 if lines[route].admits(lead_ns) {
@@ -431,12 +435,12 @@ impl Folder {
     }
 
     /// Holds what only a change in the folder or the configuration can mend.
-    fn hold_plain(&mut self, name: &OsStr, reason: Arc<str>, shape: Shape, census: &mut Census, now: Timestamp) {
+    fn hold_plain(&mut self, name: &OsStr, reason: &'static str, shape: Shape, census: &mut Census, now: Timestamp) {
         if HELD <= self.tally.held {
             census.held_beyond += 1;
             return;
         }
-        let held = Held { reason, since: now, route: None, passing: false, track: None };
+        let held = Held { reason: reason.into(), since: now, route: None, passing: false, track: None };
         self.put(name, State::Held(Box::new(held)), shape, None);
     }
 }

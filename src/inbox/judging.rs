@@ -1,5 +1,6 @@
 //! From a name to its state: looks, gathers the facts that the judgement asks for, and carries it out.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
@@ -112,8 +113,11 @@ impl Core {
                 Judgement::Ready => return self.ready(found, &facts, track),
                 Judgement::Wait(at) => return self.settle(found, track, at, None),
                 Judgement::Held { reason, retry_at, passing } => {
-                    let held =
-                        Held { passing, track: Some(track), ..Held::new(&reason, found.since, Some(found.route)) };
+                    let held = Held {
+                        passing,
+                        track: Some(track.into()),
+                        ..Held::new(reason, found.since, Some(found.route))
+                    };
                     return self.hold(f, name, shape, held, Some(retry_at));
                 }
                 Judgement::Need(Need::Tree) => {
@@ -135,7 +139,7 @@ impl Core {
                             track.touch(Origin::Touched);
                             return self.settle(found, track, self.now() + WALK_AGAIN, None);
                         }
-                        Err(error) => return self.hold_unreadable(found, track, &error.to_string()),
+                        Err(error) => return self.hold_unreadable(found, track, error.to_string()),
                     }
                 }
                 Judgement::Need(Need::Writer) if network => facts.writer = Some(Writer::Unknowable),
@@ -151,7 +155,7 @@ impl Core {
                     Tested::Gone => return self.gone(f, name),
                     Tested::NotAFile => return self.settle(found, track, self.now() + WALK_AGAIN, None),
                     Tested::Unreadable(error) => {
-                        return self.hold_unreadable(found, track, &format!("can't be read: {error}"));
+                        return self.hold_unreadable(found, track, format!("can't be read: {error}"));
                     }
                 },
                 Judgement::Need(Need::Marker) => {
@@ -256,8 +260,8 @@ impl Core {
         self.offer(f, candidate);
     }
 
-    fn hold_unreadable(&mut self, found: &Found<'_>, track: Track, reason: &str) {
-        let held = Held { track: Some(track), ..Held::new(reason, found.since, Some(found.route)) };
+    fn hold_unreadable(&mut self, found: &Found<'_>, track: Track, reason: String) {
+        let held = Held { track: Some(track.into()), ..Held::new(reason, found.since, Some(found.route)) };
         self.hold(found.f, found.name, found.shape, held, Some(self.now() + READ_AGAIN));
     }
 
@@ -308,7 +312,7 @@ impl Core {
                     "a marker or manifest without its item `{}`",
                     crate::item::escape(owner.as_encoded_bytes())
                 );
-                self.hold(f, name, shape, Held::new(&reason, None, None), None);
+                self.hold(f, name, shape, Held::new(reason, None, None), None);
             }
             Some(State::Orphan { .. }) => {}
             _ => self.put(f, name, State::Orphan { since: now }, shape, Some(now + ORPHANED)),
@@ -345,7 +349,7 @@ impl Found<'_> {
 }
 
 impl Held {
-    pub(super) fn new(reason: &str, since: Option<Timestamp>, route: Option<usize>) -> Held {
+    pub(super) fn new(reason: impl Into<Cow<'static, str>>, since: Option<Timestamp>, route: Option<usize>) -> Held {
         Held { reason: reason.into(), since: since.unwrap_or_else(Timestamp::now), route, passing: false, track: None }
     }
 }
@@ -361,7 +365,7 @@ fn held_since(before: &Tracked) -> Option<Timestamp> {
 fn recall(before: Option<Tracked>, why: Why, signature: &Signature) -> Track {
     let known = before.and_then(|before| match before.state {
         State::Settling { track, .. } | State::Queued { track } => Some(*track),
-        State::Held(held) => held.track,
+        State::Held(held) => held.track.map(|track| *track),
         State::Offered { .. } | State::Orphan { .. } => None,
     });
     match why {

@@ -79,7 +79,14 @@ impl Core {
             counts.ignored += census.ignored.len() as u64 + census.ignored_beyond;
             counts.held_total += folder.tally.held as u64 + census.held_beyond;
             let route_of = |route: usize| Some(folder.router.route(route).name.clone());
+            let listed = |before: usize, more: usize| HELD_LISTED.min(before + more);
+            let held = listed(counts.held.len(), folder.tally.held);
+            let arriving = listed(counts.arriving_names.len(), folder.tally.settling);
             for (name, tracked) in &folder.items {
+                // Tens of thousands may be known, and this runs ten times a second while they change.
+                if counts.held.len() == held && counts.arriving_names.len() == arriving {
+                    break;
+                }
                 match &tracked.state {
                     State::Held(held) if counts.held.len() < HELD_LISTED => counts.held.push(HeldItem {
                         key: folder.key(name),

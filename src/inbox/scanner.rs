@@ -275,7 +275,7 @@ impl Core {
     fn take_answer(&mut self, answer: Answer) {
         match answer {
             Answer::Taken(keys) => keys.iter().for_each(|key| self.take_taken(key)),
-            Answer::Refused { key, reason, retry_in } => self.take_refusal(&key, &reason, retry_in),
+            Answer::Refused { key, reason, retry_in } => self.take_refusal(&key, reason, retry_in),
             Answer::Unsettled(key) => {
                 if let Some((f, name)) = self.place_of(&key) {
                     let offered = |tracked: &super::folder::Tracked| matches!(tracked.state, State::Offered { .. });
@@ -332,7 +332,7 @@ impl Core {
         }
     }
 
-    fn take_refusal(&mut self, key: &CandidateKey, reason: &str, retry_in: Duration) {
+    fn take_refusal(&mut self, key: &CandidateKey, reason: String, retry_in: Duration) {
         let Some((f, name)) = self.place_of(key) else { return };
         self.departed.remove(&(f, name.to_owned()));
         let Some(tracked) = self.folders[f].items.get(name) else { return };
@@ -343,7 +343,7 @@ impl Core {
             since: Timestamp::now(),
             route: Some(route),
             passing: false,
-            track: Some(super::ready::Track::new(Origin::Settled)),
+            track: Some(super::ready::Track::new(Origin::Settled).into()),
         };
         let due = self.now() + retry_in;
         self.withdraw(key.clone());
