@@ -188,6 +188,9 @@ impl Desk {
         while self.counting && self.clock.now() < until {
             self.counting = !self.books.count_one(shelf_dir);
         }
+        if !self.counting {
+            self.answer(Answer::Counted);
+        }
     }
 
     pub(super) fn run(mut self, tasks: Receiver<Task>) {
