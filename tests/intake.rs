@@ -169,3 +169,17 @@ fn a_withdrawn_item_is_gone_without_a_trace() {
     assert_eq!(world.outcomes(), ["other done -"]);
     assert_eq!(service.stop(), 0);
 }
+
+#[test]
+fn an_empty_directory_is_an_item_too() {
+    let route = "[[route]]\nname = \"any\"\nkind = \"any\"\nready = { settle = \"200ms\" }\ncommand = [\"true\"]\n";
+    let world = World::with(QUICK, route);
+    let service = world.start();
+    world.drop_dir("renamed", &[]);
+    fs::create_dir(world.inbox().join("made")).expect("one made in place");
+    world.until("both have ended", |status| {
+        status["counts"]["done"].as_u64().unwrap_or(0) + status["counts"]["failed"].as_u64().unwrap_or(0) == 2
+    });
+    assert_eq!(world.outcomes(), ["made done -", "renamed done -"]);
+    assert_eq!(service.stop(), 0);
+}

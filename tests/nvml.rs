@@ -208,7 +208,7 @@ fn a_foreign_process_is_named_and_must_be_gone_twice() {
         world.host.process(411, "jupyter");
         world.until(&[FREE]);
         world.change(|state| state.gpus[0].processes = vec![("compute", 411, 3 * GIB)]);
-        world.until(&["GPU-1 busy: 3.0 GiB held by pid 411 jupyter (root)"]);
+        world.until(&["GPU-1 busy: 3.0 GiB held by pid 411 jupyter (tester)"]);
         world.change(|state| state.gpus[0].processes.clear());
         world.until(&["GPU-1 busy: others used it until a moment ago"]);
         // The second look comes by itself.
@@ -228,7 +228,7 @@ fn graphics_processes_are_ignored_by_name_only() {
             state.gpus[0].used = GIB;
             state.gpus[1].processes = vec![("graphics", 10, GIB)];
         });
-        world.until(&[FREE, "GPU-2 busy: 1.0 GiB held by pid 10 blender (root)"]);
+        world.until(&[FREE, "GPU-2 busy: 1.0 GiB held by pid 10 blender (tester)"]);
     });
 }
 
@@ -237,7 +237,7 @@ fn an_mps_client_is_seen() {
     let gpu = Gpu { processes: vec![("mps", 9, GIB)], ..Gpu::idle(1) };
     scenario(gpus(&[gpu]), |world| {
         world.host.process(9, "client");
-        world.until(&["GPU-1 busy: 1.0 GiB held by pid 9 client (root), of an MPS server"]);
+        world.until(&["GPU-1 busy: 1.0 GiB held by pid 9 client (tester), of an MPS server"]);
     });
 }
 
@@ -500,7 +500,7 @@ fn an_old_driver_is_asked_in_its_own_way() {
     let gpu = Gpu { processes: vec![("compute", 411, GIB)], ..Gpu::idle(1) };
     scenario(Setup { driver: Driver::Old, ..gpus(&[gpu]) }, |world| {
         world.host.process(411, "jupyter");
-        world.until(&["GPU-1 busy: 1.0 GiB held by pid 411 jupyter (root)"]);
+        world.until(&["GPU-1 busy: 1.0 GiB held by pid 411 jupyter (tester)"]);
         assert_eq!(world.reading("GPU-1").memory_used, Some(Bytes(4 << 20)));
     });
 }

@@ -35,6 +35,8 @@ const MISDEEDS: &[(&str, &str, &str, &str)] = &[
     ("link-declared", "ln -s /etc/passwd $2/x", "outputs = [\"x\"]", "failed missing-output"),
     ("path-declared", "ln -s /etc $2/x", "outputs = [\"x/passwd\"]", "failed missing-output"),
     ("out-no-rights", "chmod 000 $2; exit 1", "", "failed exit"),
+    ("out-few-rights", "chmod 444 $2; exit 1", "", "failed exit"),
+    ("out-few-rights-done", "echo x >$2/x; chmod 444 $2", "", "done"),
     ("out-half-rights", "mkdir $2/d; echo x >$2/d/f; chmod 444 $2/d", "", "done"),
     ("job-no-rights", "chmod 000 $j", "", "done"),
     ("job-few-rights", "chmod 500 $j; exit 1", "", "failed exit"),
@@ -75,6 +77,9 @@ fn whatever_a_worker_does_to_its_directory_its_item_ends_and_the_others_go_on() 
     assert!(!service.log().contains("panicked"), "{}", service.log());
     assert_eq!(service.stop(), 0);
     assert_eq!(fs::read("/etc/passwd").expect("that file"), passwd);
+    // What the workers locked goes with the folder; links aren't followed.
+    let unlocked = std::process::Command::new("chmod").args(["-R", "u+rwX"]).arg(&world.root).status();
+    assert!(unlocked.expect("run chmod").success());
 }
 
 fn payload(dir: &Path, name: &str) -> Vec<u8> {

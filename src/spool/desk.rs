@@ -45,6 +45,8 @@ const GATHER: Duration = Duration::from_millis(5);
 const TRAILING: Duration = Duration::from_millis(20);
 /// How often low space is looked at until there is enough.
 const RECHECK: Duration = Duration::from_secs(1);
+/// How long a start may count before it goes on.
+const COUNT_FIRST: Duration = Duration::from_millis(20);
 /// How often the days are looked at for changes by others, and for what is too old.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
@@ -176,11 +178,20 @@ impl Desk {
         self.stalled.extend(finishes.into_iter().map(|finish| Op::Finish(Box::new(finish))));
     }
 
+    /// What is soon counted is counted before anyone can ask; the rest of many days when nothing else waits.
+    pub(super) fn count_first(&mut self) {
+        let ground = self.ground.clone();
+        let shelf_dir = |shelf| shelves::open_shelf(&ground, shelf).ok();
+        self.books.look(shelf_dir);
+        let until = self.clock.now() + COUNT_FIRST;
+        self.counting = true;
+        while self.counting && self.clock.now() < until {
+            self.counting = !self.books.count_one(shelf_dir);
+        }
+    }
+
     pub(super) fn run(mut self, tasks: Receiver<Task>) {
         self.look_at_space();
-        let ground = self.ground.clone();
-        self.books.look(|shelf| shelves::open_shelf(&ground, shelf).ok());
-        self.counting = true;
         self.housekeeping_at = self.clock.now() + HOUSEKEEPING;
         while self.next(&tasks) {
             self.turn();

@@ -177,6 +177,7 @@ fn start_with(root: Arc<Root>, clock: Clock, backlog: Backlog, faults: Faults) -
     let ground = Arc::new(ground::Ground::new(root, faults)?);
     let mut desk = desk::Desk::new(ground, clock, outbox, tally.clone())?;
     desk.take_over(backlog.0);
+    desk.count_first();
     let run = move || desk.run(inbox);
     let thread = std::thread::Builder::new().name("gamdok-spool".to_owned()).spawn(run);
     let thread = thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;

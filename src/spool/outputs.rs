@@ -55,7 +55,16 @@ pub(super) fn list(job: impl AsFd) -> Result<Outputs, Errno> {
 }
 
 fn walk(dir: &OwnedFd, path: &mut Vec<u8>, depth: usize, outputs: &mut Outputs) -> Result<(), Errno> {
-    for entry in rustix::fs::Dir::read_from(dir)? {
+    let entries = match rustix::fs::Dir::read_from(dir) {
+        Ok(entries) => entries,
+        // Its worker took the right to search it.
+        Err(Errno::ACCESS) => {
+            outputs.trouble = Some(format!("out/{} can't be looked into", escape(path)));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {
@@ -114,7 +123,11 @@ pub(super) fn sync(job: impl AsFd) -> Result<(), Errno> {
 }
 
 fn sync_tree(dir: &OwnedFd, depth: usize) -> Result<(), Errno> {
-    for entry in rustix::fs::Dir::read_from(dir)? {
+    let entries = match rustix::fs::Dir::read_from(dir) {
+        Err(Errno::ACCESS) => return rustix::fs::fsync(dir),
+        other => other?,
+    };
+    for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {

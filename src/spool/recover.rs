@@ -199,10 +199,13 @@ fn meaning(ground: &Ground, job: BorrowedFd<'_>, id: JobId, dir: &JobDir) -> Res
 
 fn has_entries(job: BorrowedFd<'_>, name: &str) -> Result<bool, Errno> {
     match record::open_dir(job, name) {
-        Ok(dir) => Ok(!record::is_empty(dir)?),
+        Ok(dir) => match record::is_empty(dir) {
+            Err(Errno::ACCESS) => Ok(true),
+            looked => Ok(!looked?),
+        },
         Err(Errno::NOENT) => Ok(false),
-        // Something else stands there; it is not ours to remove.
-        Err(Errno::NOTDIR | Errno::LOOP) => Ok(true),
+        // Something else stands there, or nobody may look into it; it is not ours to remove.
+        Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => Ok(true),
         Err(error) => Err(error),
     }
 }

@@ -197,7 +197,9 @@ impl Host {
         let host = Host { dir: dir.to_owned() };
         host.write("proc/sys/kernel/osrelease", "6.8.0-generic\n");
         host.write("proc/meminfo", "MemTotal: 1048576 kB\nMemAvailable: 524288 kB\n");
-        host.write("etc/passwd", "root:x:0:0::/root:/bin/sh\n");
+        // Its processes are the test's own user's, whoever that is.
+        let uid = rustix::process::geteuid().as_raw();
+        host.write("etc/passwd", &format!("tester:x:{uid}:{uid}::/:/bin/sh\n"));
         host.pid_namespace(4_026_531_836);
         host
     }
