@@ -3,6 +3,7 @@
 //! written anew, and never believed on the strength of an earlier attempt.
 
 mod idle;
+mod unwell;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -26,6 +27,7 @@ use super::space::{Room, Space};
 use super::spares::Spares;
 use super::sync::{How, Syncer};
 use super::tally::{Books, Shelf, Tally};
+use super::trouble::{About, Troubles};
 use super::write::{Why, Write};
 use super::{Answer, NotClaimed, Task};
 use crate::health::{Check, What};
@@ -60,13 +62,12 @@ enum Op {
 }
 
 impl Op {
-    /// The job it is about; none while a claim can still be undone.
-    fn job(&self) -> Option<JobId> {
+    fn job(&self) -> JobId {
         match self {
-            Op::Claim(_) => None,
-            Op::Write(write) => Some(write.record.id),
-            Op::Finish(finish) => Some(finish.record.id),
-            Op::Revived(revived) => Some(revived.id()),
+            Op::Claim(claim) => claim.id,
+            Op::Write(write) => write.record.id,
+            Op::Finish(finish) => finish.record.id,
+            Op::Revived(revived) => revived.id(),
         }
     }
 
@@ -118,8 +119,7 @@ pub(super) struct Desk {
     stalled: Vec<Op>,
     retry_at: Moment,
     backoff: Duration,
-    /// What is wrong with writing, as it was last said.
-    trouble: Option<Check>,
+    troubles: Troubles,
     trailing_at: Option<Moment>,
     /// When the group that gathers is taken in.
     gather_until: Moment,
@@ -157,7 +157,7 @@ impl Desk {
             stalled: Vec::new(),
             retry_at: Moment::default(),
             backoff: BACKOFF,
-            trouble: None,
+            troubles: Troubles::default(),
             trailing_at: None,
             gather_until: Moment::default(),
             recheck_at: None,
@@ -253,7 +253,7 @@ impl Desk {
         if self.counting || self.space.wants_ballast() || (rested && (self.pruning || self.spares.are_wanted())) {
             return Duration::ZERO;
         }
-        let retry = (!self.stalled.is_empty() || self.trouble.is_some()).then_some(self.retry_at);
+        let retry = self.has_to_retry().then_some(self.retry_at);
         let prune = self.retention.period().map(|_| self.prune_at);
         let due = [Some(self.housekeeping_at), prune, retry, self.trailing_at, self.recheck_at];
         due.into_iter().flatten().min().unwrap_or_default().0
@@ -265,7 +265,7 @@ impl Desk {
         if self.recheck_at.is_some_and(|at| at <= now) {
             self.look_at_space();
         }
-        let retrying = self.retry_at <= now && (!self.stalled.is_empty() || self.trouble.is_some());
+        let retrying = self.has_to_retry() && self.retry_at <= now;
         let mut ops = std::mem::take(&mut self.named);
         if retrying {
             ops.append(&mut self.stalled);
@@ -285,16 +285,16 @@ impl Desk {
         if crowded {
             self.gather_until = self.clock.now() + GATHER;
         }
-        let clean = refused.is_empty();
         for op in ops {
             self.settle(op, &mut refused);
         }
         let ground = self.ground.clone();
         self.books.settle(|shelf| shelves::open_shelf(&ground, shelf).ok());
-        self.refuse(refused);
-        if clean && retrying {
-            self.is_well();
+        let refusal = self.refuse(refused);
+        if retrying {
+            self.tried_again(refusal);
         }
+        self.tell();
     }
 
     /// The claims and the other things of the next group.
@@ -351,6 +351,7 @@ impl Desk {
         let is_older = |op: &Op| matches!(op, Op::Write(write) if write.why == Why::Save && write.record.id == id);
         while let Some(at) = self.stalled.iter().position(is_older) {
             self.stalled.swap_remove(at);
+            self.troubles.is_well(About::Job(id));
             self.answer(Answer::Saved { id });
         }
     }
@@ -372,7 +373,7 @@ impl Desk {
     fn undo(&mut self, claim: Box<Claim>, why: NotClaimed) -> Option<Op> {
         let id = claim.id;
         if let NotClaimed::NoRoom(words) = &why {
-            self.say_unwell(Check::failed(What::Spool, words.clone()));
+            self.cannot_write(words.clone());
         }
         match claim.undo(&self.ground, why) {
             Undo::Kept(kept) => Some(Op::Claim(kept)),
@@ -436,12 +437,16 @@ impl Desk {
     fn settle(&mut self, op: Op, refused: &mut Vec<(Op, Errno)>) {
         match op {
             Op::Claim(claim) => match self.ground.faults.at("claim.synced") {
-                Ok(()) => self.answer(Answer::Claimed(claim.into_job())),
+                Ok(()) => {
+                    self.troubles.is_well(About::Job(claim.id));
+                    self.answer(Answer::Claimed(claim.into_job()));
+                }
                 Err(error) => refused.push((Op::Claim(claim), error)),
             },
             Op::Write(write) => match self.ground.faults.at("record.synced") {
                 Ok(()) => {
                     let id = write.record.id;
+                    self.troubles.is_well(About::Job(id));
                     self.answer(match write.why {
                         Why::Prepare => Answer::Prepared { id },
                         Why::Save => Answer::Saved { id },
@@ -451,6 +456,7 @@ impl Desk {
             },
             Op::Revived(revived) => {
                 let _ = self.ground.faults.at("revive.synced");
+                self.troubles.is_well(About::Job(revived.id()));
                 let place = &revived.place;
                 let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
                 self.books.moved(place.shelf, &place.day, &[revived.outcome], false, shelf_dir);
@@ -511,6 +517,7 @@ impl Desk {
             Err(error) => refused.push((Op::Finish(finish), error)),
         }
         self.refuse(refused);
+        self.tell();
     }
 
     /// Moves a committed job to its day.
@@ -539,76 +546,10 @@ impl Desk {
         let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
         self.books.moved(Shelf::of(outcome), &day, &[outcome], true, shelf_dir);
         self.trailing_at = Some(self.clock.now() + TRAILING);
+        self.troubles.is_well(About::Job(finish.record.id));
         if let Some(answer) = finish.into_answer(dir) {
             self.answer(answer);
         }
-    }
-
-    /// Keeps what the disk refused, tells people, and sets the time of the next try.
-    fn refuse(&mut self, refused: Vec<(Op, Errno)>) {
-        let Some((last, error)) = refused.last() else { return };
-        let error = *error;
-        let mut freed = false;
-        if matches!(error, Errno::NOSPC | Errno::DQUOT) {
-            let (gave_up, check) = self.space.is_full(error);
-            freed = gave_up;
-            check.into_iter().for_each(|check| self.answer(Answer::Health(check)));
-            self.recheck_at = Some(self.clock.now() + RECHECK);
-        } else if matches!(error, Errno::IO | Errno::ROFS) || self.space.try_writing().is_err() {
-            self.say_unwell(Check::failed(
-                What::Spool,
-                format!("writing under the root fails ({error}); what has ended is kept and tried again"),
-            ));
-        } else {
-            // Something is wrong in one place only; the others' work goes on.
-            let job = last.job().map_or_else(String::new, |job| format!(" of job {job}"));
-            self.say_unwell(Check::degraded(
-                What::Spool,
-                format!("the outcome{job} can't be written or moved ({error}); it is kept and tried again"),
-            ));
-        }
-        for (op, error) in refused {
-            match op {
-                Op::Claim(claim) => {
-                    let kept = self.undo(claim, no_room(error));
-                    self.stalled.extend(kept);
-                }
-                Op::Finish(mut finish) => {
-                    finish.reset();
-                    self.stalled.push(Op::Finish(finish));
-                }
-                other => self.stalled.push(other),
-            }
-        }
-        let wait = if freed { Duration::ZERO } else { self.backoff };
-        self.retry_at = self.clock.now() + wait;
-        self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);
-    }
-
-    fn say_unwell(&mut self, check: Check) {
-        if self.trouble.as_ref() != Some(&check) {
-            tracing::error!("{}", check.message);
-            if self.trouble.is_none() {
-                self.retry_at = self.clock.now() + self.backoff;
-            }
-            self.trouble = Some(check.clone());
-            self.answer(Answer::Health(check));
-        }
-    }
-
-    /// Everything that was tried again went through.
-    fn is_well(&mut self) {
-        if self.stalled.is_empty() && self.trouble.is_some() {
-            if let Err(error) = self.space.try_writing() {
-                tracing::debug!(%error, "writing still fails");
-                self.retry_at = self.clock.now() + self.backoff;
-                self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);
-                return;
-            }
-            self.trouble = None;
-            self.answer(Answer::Health(Check::ok(What::Spool)));
-        }
-        self.backoff = BACKOFF;
     }
 
     /// The last round. What the disk still refuses stays in `claimed/`, for the next start.

@@ -19,6 +19,7 @@ mod space;
 mod spares;
 mod sync;
 pub mod tally;
+mod trouble;
 mod write;
 
 use std::path::PathBuf;

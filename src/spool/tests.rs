@@ -15,6 +15,7 @@ const WAIT: Duration = Duration::from_secs(20);
 
 mod kills;
 mod recovery;
+mod troubles;
 
 /// A root in a folder of its own.
 pub(super) struct Place {
@@ -189,6 +190,18 @@ impl Desk {
         match self.ask(Task::Finish { record, ending: ending(outcome) }) {
             Answer::Finished { result, dir, .. } => (result, dir),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the spool's health is this.
+    fn until(&mut self, state: Condition, words: &str) {
+        let is_it = |check: &Check| check.what == What::Spool && check.state == state && check.message.contains(words);
+        while !self.health.last().is_some_and(is_it) {
+            match self.spool.as_ref().unwrap().answers.recv_timeout(WAIT).unwrap() {
+                Answer::Health(check) if check.what == What::Spool => self.health.push(check),
+                Answer::Health(_) | Answer::Counted => {}
+                other => panic!("{other:?} before {state:?} {words}"),
+            }
         }
     }
 
