@@ -301,11 +301,16 @@ impl Desk {
     fn next_group(&mut self) -> (Vec<Claim>, Vec<Op>) {
         let (mut claims, mut ops, mut later) = (Vec::new(), Vec::new(), VecDeque::new());
         let mut folders: HashMap<String, Result<Arc<OwnedFd>, Errno>> = HashMap::new();
-        let mut room = None;
+        let (mut intact, mut room) = (None, None);
         for task in std::mem::take(&mut self.queue) {
             match task {
                 Task::Claim { .. } if claims.len() >= CLAIMS => later.push_back(task),
                 Task::Claim { id, candidate, cancelled } => {
+                    if !*intact.get_or_insert_with(|| self.ground.root.is_intact()) {
+                        let why = NotClaimed::NoRoom(self.root_is_gone());
+                        self.answer(Answer::NotClaimed { id, candidate, why });
+                        continue;
+                    }
                     if *room.get_or_insert_with(|| self.look_at_space()) == Room::Low {
                         let why = NotClaimed::NoRoom("too little room is left on the root's file system".to_owned());
                         self.answer(Answer::NotClaimed { id, candidate, why });

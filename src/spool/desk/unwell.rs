@@ -79,11 +79,23 @@ impl Desk {
         self.tell();
     }
 
+    /// Claims would take what isn't this root's, or put it where nobody sees it. What has begun goes on in the root that
+    /// was opened.
+    pub(super) fn root_is_gone(&mut self) -> String {
+        let words = format!(
+            "the root `{}` is not the one that was opened: it was unmounted, moved or replaced; nothing is claimed until it is back (mount it again, or restart the director on another)",
+            crate::root::shown(self.ground.root.path())
+        );
+        self.cannot_write(words.clone());
+        words
+    }
+
     /// After a turn in which everything that was refused was tried again.
     pub(super) fn tried_again(&mut self, refusal: Refusal) {
         if self.troubles.is_writing_refused() && refusal != Refusal::General {
-            if let Err(error) = self.space.try_writing() {
-                tracing::debug!(%error, "writing still fails");
+            let writing = self.space.try_writing();
+            if writing.is_err() || !self.ground.root.is_intact() {
+                tracing::debug!(?writing, "the root is not usable yet");
                 self.retry_at = self.clock.now() + self.backoff;
                 self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);
                 return;

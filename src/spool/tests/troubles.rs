@@ -1,6 +1,43 @@
 use super::*;
 
 #[test]
+fn nothing_is_claimed_while_the_path_leads_to_another_root() {
+    let outer = tempfile::tempdir().unwrap();
+    let (path, away) = (outer.path().join("root"), outer.path().join("away"));
+    Root::init(&path).unwrap();
+    let place = Place { temp: tempfile::tempdir_in(outer.path()).unwrap(), root: Arc::new(Root::open(&path).unwrap()) };
+    let mut desk = place.desk(Faults::default());
+    let candidate = place.drop_file("a", "x");
+    let entries = |root: &Path| {
+        ["inbox", "claimed", "done", "failed"].map(|name| fs::read_dir(root.join(name)).map_or(0, Iterator::count))
+    };
+    let check = |desk: &mut Desk, what: &str, replace: &dyn Fn()| {
+        fs::rename(&path, &away).unwrap();
+        replace();
+        let before = entries(&path);
+        let Err(NotClaimed::NoRoom(words)) = desk.claim(candidate.clone()) else { panic!("claimed: {what}") };
+        assert!(words.contains("is not the one that was opened"), "{words}");
+        assert_eq!((entries(&path), entries(&away)), (before, [1, 0, 0, 0]), "{what}");
+        assert_eq!(desk.health.last().map(|check| check.state), Some(Condition::Failed), "{what}");
+        let _ = fs::remove_dir_all(&path);
+        fs::rename(&away, &path).unwrap();
+        desk.until(Condition::Ok, "");
+    };
+    check(&mut desk, "nothing there", &|| ());
+    check(&mut desk, "an empty mount point", &|| fs::create_dir(&path).unwrap());
+    check(&mut desk, "another root", &|| {
+        Root::init(&path).unwrap();
+        fs::write(path.join("inbox/a"), "another's").unwrap();
+    });
+    check(&mut desk, "a copy", &|| {
+        Root::init(&path).unwrap();
+        fs::copy(away.join(".gamdok/root.json"), path.join(".gamdok/root.json")).unwrap();
+    });
+    desk.claim(candidate.clone()).unwrap();
+    desk.end();
+}
+
+#[test]
 fn one_jobs_trouble_is_told_until_its_own_retry_goes_through() {
     let place = Place::new();
     let mut desk = place.desk(Faults::failing("finish.begun", Errno::ACCESS, "2"));
