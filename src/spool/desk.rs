@@ -3,6 +3,7 @@
 //! written anew, and never believed on the strength of an earlier attempt.
 
 mod idle;
+mod left;
 mod unwell;
 
 use std::collections::{HashMap, VecDeque};
@@ -29,7 +30,7 @@ use super::sync::{How, Syncer};
 use super::tally::{Books, Shelf, Tally};
 use super::trouble::{About, Troubles};
 use super::write::{Why, Write};
-use super::{Answer, NotClaimed, Task};
+use super::{Answer, Backlog, NotClaimed, Task};
 use crate::health::{Check, What};
 use crate::item::JobId;
 use crate::units::{Clock, Moment};
@@ -128,6 +129,7 @@ pub(super) struct Desk {
     prune_at: Moment,
     pruning: bool,
     counting: bool,
+    left: left::LeftJobs,
     publishing: HashMap<JobId, Box<Finish>>,
     publisher: Option<(Sender<publish::Order>, JoinHandle<()>)>,
     published: (Sender<Published>, Receiver<Published>),
@@ -165,6 +167,7 @@ impl Desk {
             prune_at: Moment::default(),
             pruning: false,
             counting: false,
+            left: left::LeftJobs::default(),
             publishing: HashMap::new(),
             publisher: None,
             published: crossbeam_channel::unbounded(),
@@ -174,8 +177,12 @@ impl Desk {
     }
 
     /// What recovery could not finish itself.
-    pub(super) fn take_over(&mut self, finishes: Vec<Finish>) {
-        self.stalled.extend(finishes.into_iter().map(|finish| Op::Finish(Box::new(finish))));
+    pub(super) fn take_over(&mut self, backlog: Backlog) {
+        let Backlog { ends, left, strangers } = backlog;
+        self.stalled.extend(ends.into_iter().map(|finish| Op::Finish(Box::new(finish))));
+        self.leave(left);
+        strangers.into_iter().for_each(|words| self.troubles.is_wrong(About::Strangers, words));
+        self.tell();
     }
 
     /// What is soon counted is counted before anyone can ask; the rest of many days when nothing else waits.
@@ -217,6 +224,7 @@ impl Desk {
                 select! {
                     recv(tasks) -> task => self.take_in(task.ok()),
                     recv(self.published.1) -> word => word.into_iter().for_each(|word| self.published(word)),
+                    recv(self.left.looks) -> alive => alive.into_iter().for_each(|alive| self.looked(alive)),
                     default(wait) => {}
                 }
             } else {
@@ -232,6 +240,9 @@ impl Desk {
         }
         while let Ok(word) = self.published.1.try_recv() {
             self.published(word);
+        }
+        while let Ok(alive) = self.left.looks.try_recv() {
+            self.looked(alive);
         }
         !(self.stopping && self.queue.is_empty() && self.named.is_empty())
     }
@@ -255,7 +266,7 @@ impl Desk {
         }
         let retry = self.has_to_retry().then_some(self.retry_at);
         let prune = self.retention.period().map(|_| self.prune_at);
-        let due = [Some(self.housekeeping_at), prune, retry, self.trailing_at, self.recheck_at];
+        let due = [Some(self.housekeeping_at), prune, retry, self.trailing_at, self.recheck_at, self.left.due()];
         due.into_iter().flatten().min().unwrap_or_default().0
     }
 
@@ -265,6 +276,7 @@ impl Desk {
         if self.recheck_at.is_some_and(|at| at <= now) {
             self.look_at_space();
         }
+        self.look_at_left(now);
         let retrying = self.has_to_retry() && self.retry_at <= now;
         let mut ops = std::mem::take(&mut self.named);
         if retrying {
@@ -578,6 +590,8 @@ impl Desk {
             let how = self.syncer.how(1, 0);
             self.round(&mut Vec::new(), how, &mut Vec::new());
         }
+        let unfiled = self.stalled.iter().filter(|op| matches!(op, Op::Finish(_))).count();
+        self.tell_left(unfiled);
         if !self.stalled.is_empty() {
             tracing::error!(
                 jobs = self.stalled.len(),

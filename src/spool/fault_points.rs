@@ -38,6 +38,7 @@ pub const FAULT_POINTS: &[&str] = &[
     "recover.set-aside",
     "recover.removed",
     "recover.put-back",
+    "recover.looked",
 ];
 
 /// Which point does what; counts how often each was passed. One for each user of the spool, given as a parameter.
@@ -162,6 +163,7 @@ mod tests {
             include_str!("claim.rs"),
             include_str!("desk.rs"),
             include_str!("finish.rs"),
+            include_str!("orphans.rs"),
             include_str!("publish.rs"),
             include_str!("recover.rs"),
             include_str!("revive.rs"),

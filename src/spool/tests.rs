@@ -50,6 +50,12 @@ impl Place {
         Desk { spool: Some(spool), health: Vec::new() }
     }
 
+    /// The spool that a start has after recovery.
+    fn desk_after(&self, recovered: Recovered, faults: Faults) -> Desk {
+        let spool = start_with(self.root.clone(), Clock::start(), recovered.backlog, faults).unwrap();
+        Desk { spool: Some(spool), health: Vec::new() }
+    }
+
     fn recover(&self) -> Recovered {
         recover::recover_with(&self.root, Clock::start(), Faults::default()).unwrap()
     }

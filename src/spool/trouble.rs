@@ -11,6 +11,10 @@ use crate::item::JobId;
 pub(super) enum About {
     /// Its outcome or record can't be written or moved.
     Job(JobId),
+    /// It lies in `claimed/` and couldn't be taken up.
+    Left(JobId),
+    /// What lies in `claimed/` and isn't gamdok's.
+    Strangers,
 }
 
 /// So many are told in full.
@@ -41,6 +45,10 @@ impl Troubles {
 
     pub(super) fn is_wrong(&mut self, about: About, words: String) {
         self.single.insert(about, words);
+    }
+
+    pub(super) fn has(&self, about: About) -> bool {
+        self.single.contains_key(&about)
     }
 
     pub(super) fn is_well(&mut self, about: About) {

@@ -50,6 +50,7 @@ impl Desk {
         } else if self.housekeeping_at <= now {
             self.housekeeping_at = now + HOUSEKEEPING;
             self.spares.go_on();
+            self.look_at_strangers();
             self.books.look(shelf_dir);
             self.counting = self.books.has_work();
         }
