@@ -4,12 +4,12 @@
 
 mod idle;
 mod left;
+mod publishing;
 mod unwell;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
@@ -20,7 +20,6 @@ use super::claim::{Claim, Undo, no_room};
 use super::cordons;
 use super::finish::{Finish, Step};
 use super::ground::Ground;
-use super::publish::{self, Published};
 use super::retention::Retention;
 use super::revive::{self, Revived};
 use super::shelves::{self, Shelves};
@@ -31,7 +30,6 @@ use super::tally::{Books, Shelf, Tally};
 use super::trouble::{About, Troubles};
 use super::write::{Why, Write};
 use super::{Answer, Backlog, NotClaimed, Task};
-use crate::health::{Check, What};
 use crate::item::JobId;
 use crate::units::{Clock, Moment};
 
@@ -130,9 +128,7 @@ pub(super) struct Desk {
     pruning: bool,
     counting: bool,
     left: left::LeftJobs,
-    publishing: HashMap<JobId, Box<Finish>>,
-    publisher: Option<(Sender<publish::Order>, JoinHandle<()>)>,
-    published: (Sender<Published>, Receiver<Published>),
+    publishing: publishing::Publishing,
     answers: Sender<Answer>,
     stopping: bool,
 }
@@ -168,9 +164,7 @@ impl Desk {
             pruning: false,
             counting: false,
             left: left::LeftJobs::default(),
-            publishing: HashMap::new(),
-            publisher: None,
-            published: crossbeam_channel::unbounded(),
+            publishing: publishing::Publishing::default(),
             answers,
             stopping: false,
         })
@@ -202,6 +196,7 @@ impl Desk {
 
     pub(super) fn run(mut self, tasks: Receiver<Task>) {
         self.look_at_space();
+        self.find_unpublished();
         self.housekeeping_at = self.clock.now() + HOUSEKEEPING;
         while self.next(&tasks) {
             self.turn();
@@ -214,7 +209,7 @@ impl Desk {
         let gathering = self.gather_until.since(self.clock.now());
         if gathering > Duration::ZERO && !self.stopping {
             // Not a wait for tasks: each would wake this thread.
-            if let Ok(word) = self.published.1.recv_timeout(gathering) {
+            if let Ok(word) = self.publishing.words.recv_timeout(gathering) {
                 self.published(word);
             }
         }
@@ -223,7 +218,7 @@ impl Desk {
             if wait > Duration::ZERO {
                 select! {
                     recv(tasks) -> task => self.take_in(task.ok()),
-                    recv(self.published.1) -> word => word.into_iter().for_each(|word| self.published(word)),
+                    recv(self.publishing.words) -> word => word.into_iter().for_each(|word| self.published(word)),
                     recv(self.left.looks) -> alive => alive.into_iter().for_each(|alive| self.looked(alive)),
                     default(wait) => {}
                 }
@@ -238,7 +233,7 @@ impl Desk {
         while let Ok(task) = tasks.try_recv() {
             self.take_in(Some(task));
         }
-        while let Ok(word) = self.published.1.try_recv() {
+        while let Ok(word) = self.publishing.words.try_recv() {
             self.published(word);
         }
         while let Ok(alive) = self.left.looks.try_recv() {
@@ -266,8 +261,9 @@ impl Desk {
         }
         let retry = self.has_to_retry().then_some(self.retry_at);
         let prune = self.retention.period().map(|_| self.prune_at);
-        let due = [Some(self.housekeeping_at), prune, retry, self.trailing_at, self.recheck_at, self.left.due()];
-        due.into_iter().flatten().min().unwrap_or_default().0
+        let due = [Some(self.housekeeping_at), prune, retry, self.trailing_at, self.recheck_at];
+        let due = due.into_iter().chain([self.left.due(), self.publishing.due()]);
+        due.flatten().min().unwrap_or_default().0
     }
 
     /// One group.
@@ -277,6 +273,7 @@ impl Desk {
             self.look_at_space();
         }
         self.look_at_left(now);
+        self.go_on_publishing(now);
         let retrying = self.has_to_retry() && self.retry_at <= now;
         let mut ops = std::mem::take(&mut self.named);
         if retrying {
@@ -346,8 +343,16 @@ impl Desk {
                     self.forget_older(record.id);
                     ops.push(Op::Finish(Box::new(Finish::new(record, ending))));
                 }
+                Task::Revive { id } if self.publishing.is_under_way(id) => {
+                    let words = format!("job {id} can't be retried now: its outputs are being published");
+                    self.answer(Answer::Revived { id, outcome: Err(words) });
+                }
                 Task::Revive { id } => match revive::revive(&self.ground, id) {
-                    Ok(revived) => ops.push(Op::Revived(Box::new(revived))),
+                    Ok(revived) => {
+                        // What it had made is set aside; its next outputs are published.
+                        self.is_published(id);
+                        ops.push(Op::Revived(Box::new(revived)));
+                    }
                     Err(words) => self.answer(Answer::Revived { id, outcome: Err(words) }),
                 },
                 Task::Cordons { devices } => {
@@ -480,7 +485,7 @@ impl Desk {
                 self.answer(Answer::Revived { id: revived.id(), outcome: Ok(revived.into_job()) });
             }
             Op::Finish(mut finish) => {
-                let outcome = match finish.step() {
+                let committed = match finish.step() {
                     // Its outputs are durable; now it may say so. The next round makes that durable.
                     Step::Staged => match finish.name(&self.ground) {
                         Ok(()) => return self.named.push(Op::Finish(finish)),
@@ -488,53 +493,19 @@ impl Desk {
                     },
                     _ => {
                         finish.commit();
-                        self.ground.faults.at("finish.committed").and_then(|()| self.hand_over(&finish))
+                        self.ground.faults.at("finish.committed")
                     }
                 };
-                match outcome {
-                    Ok(true) => drop(self.publishing.insert(finish.record.id, finish)),
-                    Ok(false) => self.file(finish, refused),
-                    Err(error) => refused.push((Op::Finish(finish), error)),
+                match match committed {
+                    Ok(()) => self.publish_first(finish),
+                    Err(error) => Err((finish, error)),
+                } {
+                    Ok(Some(finish)) => self.file(finish, refused),
+                    Ok(None) => {}
+                    Err((finish, error)) => refused.push((Op::Finish(finish), error)),
                 }
             }
         }
-    }
-
-    /// Gives the publisher what is to be published. True: the job is filed when that is done.
-    fn hand_over(&mut self, finish: &Finish) -> Result<bool, Errno> {
-        let Some(order) = finish.to_publish(&self.ground)? else { return Ok(false) };
-        if self.publisher.is_none() {
-            // Bounded by the jobs in `Committing`, each of which has one order at most.
-            let (orders, inbox) = crossbeam_channel::unbounded();
-            let answers = self.published.0.clone();
-            let run = move || publish::run(inbox, answers, super::Faults::from_env());
-            match std::thread::Builder::new().name("gamdok-publish".to_owned()).spawn(run) {
-                Ok(thread) => self.publisher = Some((orders, thread)),
-                Err(error) => {
-                    self.answer(Answer::Health(Check::degraded(
-                        What::Spool,
-                        format!("cannot publish outputs: {error}"),
-                    )));
-                    return Ok(false);
-                }
-            }
-        }
-        Ok(self.publisher.as_ref().is_some_and(|(orders, _)| orders.send(order).is_ok()))
-    }
-
-    fn published(&mut self, (id, outcome): Published) {
-        if let Err(words) = outcome {
-            tracing::warn!(job = %id, "{words}");
-            self.answer(Answer::Health(Check::degraded(What::Spool, words)));
-        }
-        let Some(finish) = self.publishing.remove(&id) else { return };
-        let mut refused = Vec::new();
-        match self.ground.faults.at("finish.published") {
-            Ok(()) => self.file(finish, &mut refused),
-            Err(error) => refused.push((Op::Finish(finish), error)),
-        }
-        self.refuse(refused);
-        self.tell();
     }
 
     /// Moves a committed job to its day.
@@ -573,18 +544,13 @@ impl Desk {
     fn end(mut self) {
         // Twice: what is tried once more may have to be published, and what was published is then filed.
         for _ in 0..2 {
+            self.go_on_publishing(self.clock.now());
             if !self.stalled.is_empty() {
                 self.retry_at = self.clock.now();
                 self.turn();
                 self.turn();
             }
-            if let Some((orders, thread)) = self.publisher.take() {
-                drop(orders);
-                let _ = thread.join();
-                while let Ok(word) = self.published.1.try_recv() {
-                    self.published(word);
-                }
-            }
+            self.end_publishing();
         }
         if self.shelves.has_unsynced() {
             let how = self.syncer.how(1, 0);

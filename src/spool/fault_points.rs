@@ -27,6 +27,7 @@ pub const FAULT_POINTS: &[&str] = &[
     "finish.moved",
     "publish.staged",
     "publish.named",
+    "publish.noted",
     "revive.begun",
     "revive.moved",
     "revive.written",
@@ -167,6 +168,8 @@ mod tests {
             include_str!("publish.rs"),
             include_str!("recover.rs"),
             include_str!("revive.rs"),
+            include_str!("unpublished.rs"),
+            include_str!("desk/publishing.rs"),
             include_str!("write.rs"),
         ];
         for point in FAULT_POINTS {

@@ -20,6 +20,7 @@ mod spares;
 mod sync;
 pub mod tally;
 mod trouble;
+mod unpublished;
 mod write;
 
 use std::path::PathBuf;

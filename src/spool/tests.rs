@@ -14,6 +14,7 @@ use crate::item::{Attempt, ItemKind, ItemName, Outcome, Reason, Signature};
 const WAIT: Duration = Duration::from_secs(20);
 
 mod kills;
+mod publishing;
 mod recovery;
 mod troubles;
 
@@ -77,7 +78,7 @@ impl Place {
     }
 
     /// Drops a file and describes it as the scanner would.
-    fn drop_file(&self, name: impl AsRef<std::ffi::OsStr>, content: &str) -> Candidate {
+    pub(super) fn drop_file(&self, name: impl AsRef<std::ffi::OsStr>, content: &str) -> Candidate {
         let path = self.root.inbox().join(name.as_ref());
         fs::write(&path, content).unwrap();
         candidate(&path, "")

@@ -13,6 +13,8 @@ pub(super) enum About {
     Job(JobId),
     /// It lies in `claimed/` and couldn't be taken up.
     Left(JobId),
+    /// Its outputs aren't where they are to be published.
+    Publishing(JobId),
     /// What lies in `claimed/` and isn't gamdok's.
     Strangers,
 }

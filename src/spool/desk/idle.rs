@@ -57,7 +57,7 @@ impl Desk {
     }
 
     fn prune(&mut self) {
-        match self.retention.step(&self.ground, Timestamp::now()) {
+        match self.retention.step(&self.ground, Timestamp::now(), |id| self.publishing.is_owed(id)) {
             Ok(Some(removed)) => {
                 let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
                 self.books.moved(removed.shelf, &removed.day, &removed.outcomes, false, shelf_dir);
