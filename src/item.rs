@@ -90,6 +90,11 @@ impl JobDir {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The job that it is of.
+    pub fn id(&self) -> Option<JobId> {
+        self.0.rsplit_once('~')?.1.parse().ok()
+    }
 }
 
 impl fmt::Display for JobDir {

@@ -235,10 +235,16 @@ impl Root {
         rustix::fs::fstatfs(&self.dir).is_ok_and(|fs| is_network(fs.f_type as u64))
     }
 
-    /// Whether the sentinel is still the one that was opened: the file system wasn't unmounted or replaced.
+    /// Whether the path still leads to what was opened: nothing was unmounted, mounted over it, moved or replaced. A copy
+    /// with the same sentinel isn't the same root.
     pub fn is_intact(&self) -> bool {
         let path = self.path.join(".gamdok/root.json");
-        matches!(Sentinel::read(&path, &self.path), Ok(Some(found)) if found == self.sentinel)
+        let same_file = || {
+            let there = rustix::fs::stat(&path);
+            let ours = rustix::fs::statat(&self.dir, ".gamdok/root.json", AtFlags::empty());
+            there.is_ok_and(|there| ours.is_ok_and(|ours| (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)))
+        };
+        matches!(Sentinel::read(&path, &self.path), Ok(Some(found)) if found == self.sentinel) && same_file()
     }
 
     /// Takes the root for this process, until the guard is dropped or the process ends.

@@ -276,6 +276,46 @@ fn an_error_at_each_named_point_loses_and_repeats_nothing() {
 }
 
 #[test]
+fn once_fails_when_a_start_files_a_job_as_failed_or_cannot_take_it_up() {
+    let mut world = World::with(AT_ONCE, &copying());
+    world.drop_file("one", b"x");
+    world.set("GAMDOK_FAULT", "claim.synced");
+    world.gamdok(&["run", "--once"]);
+    world.unset("GAMDOK_FAULT");
+    for fault in ["recover.job:13:1+", "recover.looked:5:1+"] {
+        world.set("GAMDOK_FAULT_ERR", fault);
+        let said: Value = serde_json::from_slice(&world.code(&["run", "--once", "--json"], 1).stdout).expect("JSON");
+        assert_eq!(said, json!({ "done": 0, "failed": 0, "cancelled": 0, "left": 1 }), "{fault}");
+        world.unset("GAMDOK_FAULT_ERR");
+    }
+    let job = world.root.join("claimed").read_dir().expect("claimed/").next().expect("a job").expect("its entry");
+    fs::write(job.path().join("job.json"), b"{\"id\":").expect("tear it");
+    let said: Value = serde_json::from_slice(&world.code(&["run", "--once", "--json"], 1).stdout).expect("JSON");
+    assert_eq!(said, json!({ "done": 0, "failed": 1, "cancelled": 0, "left": 0 }));
+    assert_eq!(world.outcomes(), ["one failed unrecognised"]);
+    world.code(&["run", "--once"], 0);
+}
+
+#[test]
+fn a_job_whose_orphan_cannot_be_ended_runs_as_soon_as_that_is_gone() {
+    let mut world = World::with(AT_ONCE, &copying());
+    world.drop_file("one", b"x");
+    world.set("GAMDOK_FAULT", "claim.synced");
+    world.gamdok(&["run", "--once"]);
+    world.unset("GAMDOK_FAULT");
+    // The start's look finds it, the next one doesn't.
+    world.set("GAMDOK_FAULT_ERR", "recover.looked:5:1");
+    let service = world.start();
+    world.until("the job is done", |status| status["counts"]["done"] == 1);
+    let log = service.log();
+    assert!(log.contains("process 1 of an earlier director can't be ended"), "{log}");
+    let is_well = |check: &Value| check["what"] == "spool" && check["state"] == "ok";
+    world.until("all is well", |status| status["health"].as_array().is_some_and(|it| it.iter().any(is_well)));
+    service.stop();
+    assert_each_once(&world, &[("one", "x".to_owned())], "an orphan");
+}
+
+#[test]
 fn what_gamdok_didnt_write_in_claimed_is_filed_or_told_of_and_hurts_nobody() {
     let world = World::with(AT_ONCE, &copying());
     let claimed = world.root.join("claimed");

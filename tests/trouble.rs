@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{World, names, text};
 
 fn copying() -> String {
@@ -185,4 +185,38 @@ fn outcomes_go_where_done_is_now() {
     world.until("the second is taken", |_| !world.outcomes().is_empty());
     assert_eq!(world.outcomes(), ["after done -"]);
     assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn outputs_that_cannot_be_published_keep_nobody_and_follow_by_themselves() {
+    let world = World::new("");
+    let (bad, good) = (world.scratch("bad"), world.scratch("good"));
+    fs::write(&bad, b"in the way").expect("a file in the way");
+    let route = |name: &str, into: &Path| {
+        let route = copying().replace("name = \"copy\"", &format!("name = \"{name}\"\nmatch = [\"{name}*\"]"));
+        format!("{route}publish = {}\n", json!(into.to_str()))
+    };
+    world.configure(CPU, &format!("{}{}", route("bad", &bad), route("good", &good)));
+    let service = world.start();
+    for name in ["bad-1", "good-1"] {
+        world.drop_file(name, b"x");
+    }
+    let status = world.until("both are done and one is told of", |status| {
+        let told = |check: &Value| check["what"] == "spool" && check["state"] == "degraded";
+        status["counts"]["done"] == 2 && status["health"].as_array().is_some_and(|it| it.iter().any(told))
+    });
+    let words = status["health"].to_string();
+    assert!(words.contains("bad-1") && words.contains(bad.to_str().expect("a path")), "{words}");
+    assert_eq!(names(&good), ["good-1"]);
+    service.stop();
+    // The next start goes on with it.
+    let service = world.start();
+    fs::remove_file(&bad).expect("out of the way");
+    world.until("all is well", |status| {
+        let is_well = |check: &Value| check["what"] == "spool" && check["state"] == "ok";
+        status["health"].as_array().is_some_and(|it| it.iter().any(is_well)) && bad.join("bad-1").is_dir()
+    });
+    assert_eq!(names(&bad), ["bad-1"]);
+    assert_eq!(fs::read(bad.join("bad-1/copy")).expect("its output"), b"x");
+    service.stop();
 }

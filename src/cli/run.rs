@@ -46,14 +46,14 @@ impl Run {
         let summary = director::run(options)
             .map_err(|wrong| of_text(wrong.exit_code(), code(wrong.exit_code()), &wrong.to_string()))?;
         if self.once && global.json {
-            let Summary { done, failed, cancelled, .. } = summary;
-            output::json(&json!({ "done": done, "failed": failed, "cancelled": cancelled }))?;
+            let Summary { done, failed, cancelled, left, .. } = summary;
+            output::json(&json!({ "done": done, "failed": failed, "cancelled": cancelled, "left": left }))?;
         } else if self.once && output::is_terminal() {
             output::print(&told(&summary))?;
         }
         Ok(match summary {
             Summary { interrupted: true, .. } => exit::SIGNALLED,
-            Summary { failed: 1.., .. } if self.once => exit::FAILED,
+            Summary { failed: 1.., .. } | Summary { left: 1.., .. } if self.once => exit::FAILED,
             _ => exit::OK,
         })
     }
@@ -72,7 +72,8 @@ fn signals() -> Result<Receiver<()>, Trouble> {
 fn told(summary: &Summary) -> String {
     let cancelled = if summary.cancelled > 0 { format!(" · {} cancelled", summary.cancelled) } else { String::new() };
     let help = if summary.failed > 0 { "\nhelp: `gamdok list --state failed` tells why\n" } else { "\n" };
-    format!("{} done · {} failed{cancelled}{help}", summary.done, summary.failed)
+    let left = if summary.left > 0 { format!(" · {} left in claimed/", summary.left) } else { String::new() };
+    format!("{} done · {} failed{cancelled}{left}{help}", summary.done, summary.failed)
 }
 
 fn code(exit: u8) -> &'static str {

@@ -83,6 +83,11 @@ impl Director {
             }
             spool::Answer::Filed { record, result, dir } => self.filed(record, *result, dir),
             spool::Answer::Saved { id } => debug!(job = %id, "saved"),
+            spool::Answer::TakenUp(job) => {
+                info!(job = %job.dir, "taken up after all");
+                self.adopt(*job);
+            }
+            spool::Answer::Left(jobs) => self.summary.left = jobs,
             spool::Answer::Revived { id, outcome } => self.on_revived(id, outcome),
             // What changed the count without an outcome changed what the ledger is an index of.
             spool::Answer::Counted => self.to_ledger(ledger::Entry::Reconcile),

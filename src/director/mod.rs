@@ -41,6 +41,8 @@ pub struct Summary {
     pub done: u64,
     pub failed: u64,
     pub cancelled: u64,
+    /// Jobs of an earlier run that lie in `claimed/` still: they could not be taken up, or their outcome not written.
+    pub left: u64,
     /// Running items were stopped by a second signal.
     pub interrupted: bool,
 }

@@ -184,9 +184,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     for job in recovered.jobs {
         director.adopt(job);
     }
-    for check in recovered.health {
-        director.set_health(check);
-    }
+    director.summary.left = recovered.left;
     director.keep_history();
     director.publish();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

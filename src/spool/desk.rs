@@ -3,11 +3,13 @@
 //! written anew, and never believed on the strength of an earlier attempt.
 
 mod idle;
+mod left;
+mod publishing;
+mod unwell;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
@@ -18,7 +20,6 @@ use super::claim::{Claim, Undo, no_room};
 use super::cordons;
 use super::finish::{Finish, Step};
 use super::ground::Ground;
-use super::publish::{self, Published};
 use super::retention::Retention;
 use super::revive::{self, Revived};
 use super::shelves::{self, Shelves};
@@ -26,9 +27,9 @@ use super::space::{Room, Space};
 use super::spares::Spares;
 use super::sync::{How, Syncer};
 use super::tally::{Books, Shelf, Tally};
+use super::trouble::{About, Troubles};
 use super::write::{Why, Write};
-use super::{Answer, NotClaimed, Task};
-use crate::health::{Check, What};
+use super::{Answer, Backlog, NotClaimed, Task};
 use crate::item::JobId;
 use crate::units::{Clock, Moment};
 
@@ -60,13 +61,12 @@ enum Op {
 }
 
 impl Op {
-    /// The job it is about; none while a claim can still be undone.
-    fn job(&self) -> Option<JobId> {
+    fn job(&self) -> JobId {
         match self {
-            Op::Claim(_) => None,
-            Op::Write(write) => Some(write.record.id),
-            Op::Finish(finish) => Some(finish.record.id),
-            Op::Revived(revived) => Some(revived.id()),
+            Op::Claim(claim) => claim.id,
+            Op::Write(write) => write.record.id,
+            Op::Finish(finish) => finish.record.id,
+            Op::Revived(revived) => revived.id(),
         }
     }
 
@@ -118,8 +118,7 @@ pub(super) struct Desk {
     stalled: Vec<Op>,
     retry_at: Moment,
     backoff: Duration,
-    /// What is wrong with writing, as it was last said.
-    trouble: Option<Check>,
+    troubles: Troubles,
     trailing_at: Option<Moment>,
     /// When the group that gathers is taken in.
     gather_until: Moment,
@@ -128,9 +127,8 @@ pub(super) struct Desk {
     prune_at: Moment,
     pruning: bool,
     counting: bool,
-    publishing: HashMap<JobId, Box<Finish>>,
-    publisher: Option<(Sender<publish::Order>, JoinHandle<()>)>,
-    published: (Sender<Published>, Receiver<Published>),
+    left: left::LeftJobs,
+    publishing: publishing::Publishing,
     answers: Sender<Answer>,
     stopping: bool,
 }
@@ -157,7 +155,7 @@ impl Desk {
             stalled: Vec::new(),
             retry_at: Moment::default(),
             backoff: BACKOFF,
-            trouble: None,
+            troubles: Troubles::default(),
             trailing_at: None,
             gather_until: Moment::default(),
             recheck_at: None,
@@ -165,17 +163,20 @@ impl Desk {
             prune_at: Moment::default(),
             pruning: false,
             counting: false,
-            publishing: HashMap::new(),
-            publisher: None,
-            published: crossbeam_channel::unbounded(),
+            left: left::LeftJobs::default(),
+            publishing: publishing::Publishing::default(),
             answers,
             stopping: false,
         })
     }
 
     /// What recovery could not finish itself.
-    pub(super) fn take_over(&mut self, finishes: Vec<Finish>) {
-        self.stalled.extend(finishes.into_iter().map(|finish| Op::Finish(Box::new(finish))));
+    pub(super) fn take_over(&mut self, backlog: Backlog) {
+        let Backlog { ends, left, strangers } = backlog;
+        self.stalled.extend(ends.into_iter().map(|finish| Op::Finish(Box::new(finish))));
+        self.leave(left);
+        strangers.into_iter().for_each(|words| self.troubles.is_wrong(About::Strangers, words));
+        self.tell();
     }
 
     /// What is soon counted is counted before anyone can ask; the rest of many days when nothing else waits.
@@ -195,6 +196,7 @@ impl Desk {
 
     pub(super) fn run(mut self, tasks: Receiver<Task>) {
         self.look_at_space();
+        self.find_unpublished();
         self.housekeeping_at = self.clock.now() + HOUSEKEEPING;
         while self.next(&tasks) {
             self.turn();
@@ -207,7 +209,7 @@ impl Desk {
         let gathering = self.gather_until.since(self.clock.now());
         if gathering > Duration::ZERO && !self.stopping {
             // Not a wait for tasks: each would wake this thread.
-            if let Ok(word) = self.published.1.recv_timeout(gathering) {
+            if let Ok(word) = self.publishing.words.recv_timeout(gathering) {
                 self.published(word);
             }
         }
@@ -216,7 +218,8 @@ impl Desk {
             if wait > Duration::ZERO {
                 select! {
                     recv(tasks) -> task => self.take_in(task.ok()),
-                    recv(self.published.1) -> word => word.into_iter().for_each(|word| self.published(word)),
+                    recv(self.publishing.words) -> word => word.into_iter().for_each(|word| self.published(word)),
+                    recv(self.left.looks) -> alive => alive.into_iter().for_each(|alive| self.looked(alive)),
                     default(wait) => {}
                 }
             } else {
@@ -230,8 +233,11 @@ impl Desk {
         while let Ok(task) = tasks.try_recv() {
             self.take_in(Some(task));
         }
-        while let Ok(word) = self.published.1.try_recv() {
+        while let Ok(word) = self.publishing.words.try_recv() {
             self.published(word);
+        }
+        while let Ok(alive) = self.left.looks.try_recv() {
+            self.looked(alive);
         }
         !(self.stopping && self.queue.is_empty() && self.named.is_empty())
     }
@@ -253,10 +259,11 @@ impl Desk {
         if self.counting || self.space.wants_ballast() || (rested && (self.pruning || self.spares.are_wanted())) {
             return Duration::ZERO;
         }
-        let retry = (!self.stalled.is_empty() || self.trouble.is_some()).then_some(self.retry_at);
+        let retry = self.has_to_retry().then_some(self.retry_at);
         let prune = self.retention.period().map(|_| self.prune_at);
         let due = [Some(self.housekeeping_at), prune, retry, self.trailing_at, self.recheck_at];
-        due.into_iter().flatten().min().unwrap_or_default().0
+        let due = due.into_iter().chain([self.left.due(), self.publishing.due()]);
+        due.flatten().min().unwrap_or_default().0
     }
 
     /// One group.
@@ -265,7 +272,9 @@ impl Desk {
         if self.recheck_at.is_some_and(|at| at <= now) {
             self.look_at_space();
         }
-        let retrying = self.retry_at <= now && (!self.stalled.is_empty() || self.trouble.is_some());
+        self.look_at_left(now);
+        self.go_on_publishing(now);
+        let retrying = self.has_to_retry() && self.retry_at <= now;
         let mut ops = std::mem::take(&mut self.named);
         if retrying {
             ops.append(&mut self.stalled);
@@ -285,27 +294,32 @@ impl Desk {
         if crowded {
             self.gather_until = self.clock.now() + GATHER;
         }
-        let clean = refused.is_empty();
         for op in ops {
             self.settle(op, &mut refused);
         }
         let ground = self.ground.clone();
         self.books.settle(|shelf| shelves::open_shelf(&ground, shelf).ok());
-        self.refuse(refused);
-        if clean && retrying {
-            self.is_well();
+        let refusal = self.refuse(refused);
+        if retrying {
+            self.tried_again(refusal);
         }
+        self.tell();
     }
 
     /// The claims and the other things of the next group.
     fn next_group(&mut self) -> (Vec<Claim>, Vec<Op>) {
         let (mut claims, mut ops, mut later) = (Vec::new(), Vec::new(), VecDeque::new());
         let mut folders: HashMap<String, Result<Arc<OwnedFd>, Errno>> = HashMap::new();
-        let mut room = None;
+        let (mut intact, mut room) = (None, None);
         for task in std::mem::take(&mut self.queue) {
             match task {
                 Task::Claim { .. } if claims.len() >= CLAIMS => later.push_back(task),
                 Task::Claim { id, candidate, cancelled } => {
+                    if !*intact.get_or_insert_with(|| self.ground.root.is_intact()) {
+                        let why = NotClaimed::NoRoom(self.root_is_gone());
+                        self.answer(Answer::NotClaimed { id, candidate, why });
+                        continue;
+                    }
                     if *room.get_or_insert_with(|| self.look_at_space()) == Room::Low {
                         let why = NotClaimed::NoRoom("too little room is left on the root's file system".to_owned());
                         self.answer(Answer::NotClaimed { id, candidate, why });
@@ -329,8 +343,16 @@ impl Desk {
                     self.forget_older(record.id);
                     ops.push(Op::Finish(Box::new(Finish::new(record, ending))));
                 }
+                Task::Revive { id } if self.publishing.is_under_way(id) => {
+                    let words = format!("job {id} can't be retried now: its outputs are being published");
+                    self.answer(Answer::Revived { id, outcome: Err(words) });
+                }
                 Task::Revive { id } => match revive::revive(&self.ground, id) {
-                    Ok(revived) => ops.push(Op::Revived(Box::new(revived))),
+                    Ok(revived) => {
+                        // What it had made is set aside; its next outputs are published.
+                        self.is_published(id);
+                        ops.push(Op::Revived(Box::new(revived)));
+                    }
                     Err(words) => self.answer(Answer::Revived { id, outcome: Err(words) }),
                 },
                 Task::Cordons { devices } => {
@@ -351,6 +373,7 @@ impl Desk {
         let is_older = |op: &Op| matches!(op, Op::Write(write) if write.why == Why::Save && write.record.id == id);
         while let Some(at) = self.stalled.iter().position(is_older) {
             self.stalled.swap_remove(at);
+            self.troubles.is_well(About::Job(id));
             self.answer(Answer::Saved { id });
         }
     }
@@ -372,7 +395,7 @@ impl Desk {
     fn undo(&mut self, claim: Box<Claim>, why: NotClaimed) -> Option<Op> {
         let id = claim.id;
         if let NotClaimed::NoRoom(words) = &why {
-            self.say_unwell(Check::failed(What::Spool, words.clone()));
+            self.cannot_write(words.clone());
         }
         match claim.undo(&self.ground, why) {
             Undo::Kept(kept) => Some(Op::Claim(kept)),
@@ -436,12 +459,16 @@ impl Desk {
     fn settle(&mut self, op: Op, refused: &mut Vec<(Op, Errno)>) {
         match op {
             Op::Claim(claim) => match self.ground.faults.at("claim.synced") {
-                Ok(()) => self.answer(Answer::Claimed(claim.into_job())),
+                Ok(()) => {
+                    self.troubles.is_well(About::Job(claim.id));
+                    self.answer(Answer::Claimed(claim.into_job()));
+                }
                 Err(error) => refused.push((Op::Claim(claim), error)),
             },
             Op::Write(write) => match self.ground.faults.at("record.synced") {
                 Ok(()) => {
                     let id = write.record.id;
+                    self.troubles.is_well(About::Job(id));
                     self.answer(match write.why {
                         Why::Prepare => Answer::Prepared { id },
                         Why::Save => Answer::Saved { id },
@@ -451,13 +478,14 @@ impl Desk {
             },
             Op::Revived(revived) => {
                 let _ = self.ground.faults.at("revive.synced");
+                self.troubles.is_well(About::Job(revived.id()));
                 let place = &revived.place;
                 let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
                 self.books.moved(place.shelf, &place.day, &[revived.outcome], false, shelf_dir);
                 self.answer(Answer::Revived { id: revived.id(), outcome: Ok(revived.into_job()) });
             }
             Op::Finish(mut finish) => {
-                let outcome = match finish.step() {
+                let committed = match finish.step() {
                     // Its outputs are durable; now it may say so. The next round makes that durable.
                     Step::Staged => match finish.name(&self.ground) {
                         Ok(()) => return self.named.push(Op::Finish(finish)),
@@ -465,52 +493,19 @@ impl Desk {
                     },
                     _ => {
                         finish.commit();
-                        self.ground.faults.at("finish.committed").and_then(|()| self.hand_over(&finish))
+                        self.ground.faults.at("finish.committed")
                     }
                 };
-                match outcome {
-                    Ok(true) => drop(self.publishing.insert(finish.record.id, finish)),
-                    Ok(false) => self.file(finish, refused),
-                    Err(error) => refused.push((Op::Finish(finish), error)),
+                match match committed {
+                    Ok(()) => self.publish_first(finish),
+                    Err(error) => Err((finish, error)),
+                } {
+                    Ok(Some(finish)) => self.file(finish, refused),
+                    Ok(None) => {}
+                    Err((finish, error)) => refused.push((Op::Finish(finish), error)),
                 }
             }
         }
-    }
-
-    /// Gives the publisher what is to be published. True: the job is filed when that is done.
-    fn hand_over(&mut self, finish: &Finish) -> Result<bool, Errno> {
-        let Some(order) = finish.to_publish(&self.ground)? else { return Ok(false) };
-        if self.publisher.is_none() {
-            // Bounded by the jobs in `Committing`, each of which has one order at most.
-            let (orders, inbox) = crossbeam_channel::unbounded();
-            let answers = self.published.0.clone();
-            let run = move || publish::run(inbox, answers, super::Faults::from_env());
-            match std::thread::Builder::new().name("gamdok-publish".to_owned()).spawn(run) {
-                Ok(thread) => self.publisher = Some((orders, thread)),
-                Err(error) => {
-                    self.answer(Answer::Health(Check::degraded(
-                        What::Spool,
-                        format!("cannot publish outputs: {error}"),
-                    )));
-                    return Ok(false);
-                }
-            }
-        }
-        Ok(self.publisher.as_ref().is_some_and(|(orders, _)| orders.send(order).is_ok()))
-    }
-
-    fn published(&mut self, (id, outcome): Published) {
-        if let Err(words) = outcome {
-            tracing::warn!(job = %id, "{words}");
-            self.answer(Answer::Health(Check::degraded(What::Spool, words)));
-        }
-        let Some(finish) = self.publishing.remove(&id) else { return };
-        let mut refused = Vec::new();
-        match self.ground.faults.at("finish.published") {
-            Ok(()) => self.file(finish, &mut refused),
-            Err(error) => refused.push((Op::Finish(finish), error)),
-        }
-        self.refuse(refused);
     }
 
     /// Moves a committed job to its day.
@@ -539,99 +534,30 @@ impl Desk {
         let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
         self.books.moved(Shelf::of(outcome), &day, &[outcome], true, shelf_dir);
         self.trailing_at = Some(self.clock.now() + TRAILING);
+        self.troubles.is_well(About::Job(finish.record.id));
         if let Some(answer) = finish.into_answer(dir) {
             self.answer(answer);
         }
-    }
-
-    /// Keeps what the disk refused, tells people, and sets the time of the next try.
-    fn refuse(&mut self, refused: Vec<(Op, Errno)>) {
-        let Some((last, error)) = refused.last() else { return };
-        let error = *error;
-        let mut freed = false;
-        if matches!(error, Errno::NOSPC | Errno::DQUOT) {
-            let (gave_up, check) = self.space.is_full(error);
-            freed = gave_up;
-            check.into_iter().for_each(|check| self.answer(Answer::Health(check)));
-            self.recheck_at = Some(self.clock.now() + RECHECK);
-        } else if matches!(error, Errno::IO | Errno::ROFS) || self.space.try_writing().is_err() {
-            self.say_unwell(Check::failed(
-                What::Spool,
-                format!("writing under the root fails ({error}); what has ended is kept and tried again"),
-            ));
-        } else {
-            // Something is wrong in one place only; the others' work goes on.
-            let job = last.job().map_or_else(String::new, |job| format!(" of job {job}"));
-            self.say_unwell(Check::degraded(
-                What::Spool,
-                format!("the outcome{job} can't be written or moved ({error}); it is kept and tried again"),
-            ));
-        }
-        for (op, error) in refused {
-            match op {
-                Op::Claim(claim) => {
-                    let kept = self.undo(claim, no_room(error));
-                    self.stalled.extend(kept);
-                }
-                Op::Finish(mut finish) => {
-                    finish.reset();
-                    self.stalled.push(Op::Finish(finish));
-                }
-                other => self.stalled.push(other),
-            }
-        }
-        let wait = if freed { Duration::ZERO } else { self.backoff };
-        self.retry_at = self.clock.now() + wait;
-        self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);
-    }
-
-    fn say_unwell(&mut self, check: Check) {
-        if self.trouble.as_ref() != Some(&check) {
-            tracing::error!("{}", check.message);
-            if self.trouble.is_none() {
-                self.retry_at = self.clock.now() + self.backoff;
-            }
-            self.trouble = Some(check.clone());
-            self.answer(Answer::Health(check));
-        }
-    }
-
-    /// Everything that was tried again went through.
-    fn is_well(&mut self) {
-        if self.stalled.is_empty() && self.trouble.is_some() {
-            if let Err(error) = self.space.try_writing() {
-                tracing::debug!(%error, "writing still fails");
-                self.retry_at = self.clock.now() + self.backoff;
-                self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);
-                return;
-            }
-            self.trouble = None;
-            self.answer(Answer::Health(Check::ok(What::Spool)));
-        }
-        self.backoff = BACKOFF;
     }
 
     /// The last round. What the disk still refuses stays in `claimed/`, for the next start.
     fn end(mut self) {
         // Twice: what is tried once more may have to be published, and what was published is then filed.
         for _ in 0..2 {
+            self.go_on_publishing(self.clock.now());
             if !self.stalled.is_empty() {
                 self.retry_at = self.clock.now();
                 self.turn();
                 self.turn();
             }
-            if let Some((orders, thread)) = self.publisher.take() {
-                drop(orders);
-                let _ = thread.join();
-                while let Ok(word) = self.published.1.try_recv() {
-                    self.published(word);
-                }
-            }
+            self.end_publishing();
         }
         if self.shelves.has_unsynced() {
             let how = self.syncer.how(1, 0);
             self.round(&mut Vec::new(), how, &mut Vec::new());
         }
+        let unfiled = self.stalled.iter().filter(|op| matches!(op, Op::Finish(_))).count();
+        self.tell_left(unfiled);
         if !self.stalled.is_empty() {
             tracing::error!(
                 jobs = self.stalled.len(),

@@ -27,6 +27,7 @@ pub const FAULT_POINTS: &[&str] = &[
     "finish.moved",
     "publish.staged",
     "publish.named",
+    "publish.noted",
     "revive.begun",
     "revive.moved",
     "revive.written",
@@ -38,6 +39,7 @@ pub const FAULT_POINTS: &[&str] = &[
     "recover.set-aside",
     "recover.removed",
     "recover.put-back",
+    "recover.looked",
 ];
 
 /// Which point does what; counts how often each was passed. One for each user of the spool, given as a parameter.
@@ -162,9 +164,12 @@ mod tests {
             include_str!("claim.rs"),
             include_str!("desk.rs"),
             include_str!("finish.rs"),
+            include_str!("orphans.rs"),
             include_str!("publish.rs"),
             include_str!("recover.rs"),
             include_str!("revive.rs"),
+            include_str!("unpublished.rs"),
+            include_str!("desk/publishing.rs"),
             include_str!("write.rs"),
         ];
         for point in FAULT_POINTS {

@@ -19,6 +19,8 @@ mod space;
 mod spares;
 mod sync;
 pub mod tally;
+mod trouble;
+mod unpublished;
 mod write;
 
 use std::path::PathBuf;
@@ -96,6 +98,10 @@ pub enum Answer {
         id: JobId,
         outcome: Result<Box<ClaimedJob>, String>,
     },
+    /// A job that the start had to leave in `claimed/`: it can run now.
+    TakenUp(Box<ClaimedJob>),
+    /// So many jobs of an earlier director lie in `claimed/` that could not be taken up or filed, now that it has changed.
+    Left(u64),
     /// The cordons are on disk, or why not; it isn't tried again.
     Cordons(Result<(), String>),
     /// The tally is complete, or was corrected: old jobs were removed, or others changed `done/` or `failed/`.
@@ -134,15 +140,21 @@ pub struct Recovered {
     pub ended: u64,
     /// Items whose claim had not become durable; they lie in the inbox again.
     pub put_back: u64,
-    /// What people should look at.
-    pub health: Vec<Check>,
-    /// These endings, for [`start`].
+    /// What couldn't be taken up: the thread tries again (`Answer::TakenUp`, `Answer::Filed`).
+    pub left: u64,
+    /// What the thread is to go on with, for [`start`].
     pub backlog: Backlog,
 }
 
-/// Endings that recovery decided, on their way to the thread.
+/// What recovery leaves to the thread.
 #[derive(Debug, Default)]
-pub struct Backlog(Vec<finish::Finish>);
+pub struct Backlog {
+    /// Endings that were decided or found committed.
+    ends: Vec<finish::Finish>,
+    left: Vec<recover::Left>,
+    /// What people should know of things that aren't ours.
+    strangers: Option<String>,
+}
 
 /// The running spool.
 #[derive(Debug)]
@@ -176,7 +188,7 @@ fn start_with(root: Arc<Root>, clock: Clock, backlog: Backlog, faults: Faults) -
     let tally = Arc::new(Tally::default());
     let ground = Arc::new(ground::Ground::new(root, faults)?);
     let mut desk = desk::Desk::new(ground, clock, outbox, tally.clone())?;
-    desk.take_over(backlog.0);
+    desk.take_over(backlog);
     desk.count_first();
     let run = move || desk.run(inbox);
     let thread = std::thread::Builder::new().name("gamdok-spool".to_owned()).spawn(run);

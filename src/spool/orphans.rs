@@ -1,7 +1,7 @@
 //! What is still alive of jobs whose director died: found by the lock that their processes inherited, the group noted in
 //! it, and `GAMDOK_ID` in their environment; and ended, since an item never runs twice at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -14,16 +14,19 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::ground::Ground;
 use super::record::{self, LOCK};
-use crate::item::JobId;
+use crate::item::{JobDir, JobId};
 use crate::proc::{self, ProcStat, all_pids};
 use crate::units::{Clock, Moment};
 use crate::worker::LockRecord;
 
+/// Jobs of which something lives, with the processes that can be seen.
+pub(super) type Alive = BTreeMap<JobId, Vec<i32>>;
+
 /// A job that may have living processes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Suspect {
     pub(super) id: JobId,
-    pub(super) dir: String,
+    pub(super) dir: JobDir,
     /// Between SIGTERM and SIGKILL.
     pub(super) grace: Duration,
 }
@@ -37,42 +40,80 @@ const LOOKS: usize = 5;
 const UNSEEN: Duration = Duration::from_millis(20);
 
 /// Ends everything that lives; answers with the jobs of which something still does.
-pub(super) fn end_all(ground: &Ground, clock: Clock, suspects: &[Suspect]) -> BTreeSet<JobId> {
-    let mut alive = BTreeSet::new();
+pub(super) fn end_all(ground: &Ground, clock: Clock, suspects: &[Suspect]) -> Alive {
     let (mut looks, patience) = (0, clock.now() + AFTER_KILL);
-    loop {
-        let locks: BTreeMap<JobId, Lock> =
-            suspects.iter().filter_map(|suspect| Some((suspect.id, Lock::look(ground, &suspect.dir)?))).collect();
-        let processes = sweep(locks.values().any(|lock| lock.held));
-        let mut victims = Vec::new();
-        alive.clear();
-        for suspect in suspects {
-            let lock = locks.get(&suspect.id);
-            let theirs: Vec<_> =
-                processes.iter().filter(|p| belongs(p, suspect.id, lock, ground, &processes)).collect();
-            if !theirs.is_empty() || lock.is_some_and(|lock| lock.held) {
-                alive.insert(suspect.id);
-            }
-            victims.extend(theirs.iter().map(|process| (process.pid, process.start_ticks, suspect.grace)));
-            if !theirs.is_empty() {
-                let pids: Vec<_> = theirs.iter().map(|process| process.pid).collect();
-                tracing::warn!(job = suspect.dir, ?pids, "ending what outlived the last director");
-            }
+    let alive = loop {
+        let (alive, victims) = survey(ground, suspects);
+        if !victims.is_empty() {
+            tracing::warn!(pids = ?alive.values().flatten().collect::<Vec<_>>(), "ending what outlived the last director");
         }
         if victims.is_empty() {
             if alive.is_empty() || clock.now() >= patience {
-                break;
+                break alive;
             }
             wait(&mut [], UNSEEN);
             continue;
         }
         looks += 1;
         if looks > LOOKS {
-            break;
+            break alive;
         }
         end(&victims, clock);
+    };
+    unless_told_otherwise(ground, suspects, alive)
+}
+
+/// One more look at what couldn't be ended, without a wait: its grace is long over.
+pub(super) fn look_again(ground: &Ground, suspects: &[Suspect]) -> Alive {
+    let (alive, victims) = survey(ground, suspects);
+    for victim in &victims {
+        if let Ok(process) = victim.open() {
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
     }
-    alive
+    unless_told_otherwise(ground, suspects, alive)
+}
+
+/// What hangs in the kernel can't be made for a test.
+fn unless_told_otherwise(ground: &Ground, suspects: &[Suspect], alive: Alive) -> Alive {
+    match ground.faults.at("recover.looked") {
+        Ok(()) => alive,
+        Err(_) => suspects.iter().map(|suspect| (suspect.id, vec![1])).collect(),
+    }
+}
+
+/// A process to end.
+struct Victim {
+    pid: i32,
+    start_ticks: u64,
+    grace: Duration,
+}
+
+impl Victim {
+    /// The number may have been given to another process since it was looked at; from the handle on it can't.
+    fn open(&self) -> Result<OwnedFd, Errno> {
+        let opened = pidfd_open(Pid::from_raw(self.pid).ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
+        let same = ProcStat::read(self.pid).is_some_and(|now| now.start_ticks == self.start_ticks);
+        if same { Ok(opened) } else { Err(Errno::SRCH) }
+    }
+}
+
+/// What lives at this moment.
+fn survey(ground: &Ground, suspects: &[Suspect]) -> (Alive, Vec<Victim>) {
+    let locks: BTreeMap<JobId, Lock> =
+        suspects.iter().filter_map(|suspect| Some((suspect.id, Lock::look(ground, suspect.dir.as_str())?))).collect();
+    let processes = sweep(locks.values().any(|lock| lock.held));
+    let (mut alive, mut victims) = (Alive::new(), Vec::new());
+    for suspect in suspects {
+        let lock = locks.get(&suspect.id);
+        let theirs: Vec<_> = processes.iter().filter(|p| belongs(p, suspect.id, lock, ground, &processes)).collect();
+        if !theirs.is_empty() || lock.is_some_and(|lock| lock.held) {
+            alive.insert(suspect.id, theirs.iter().map(|process| process.pid).collect());
+        }
+        let victim = |it: &&Process| Victim { pid: it.pid, start_ticks: it.start_ticks, grace: suspect.grace };
+        victims.extend(theirs.iter().map(victim));
+    }
+    (alive, victims)
 }
 
 /// Waits for any of these to end; an error says that none can be waited for.
@@ -157,22 +198,18 @@ fn open_files(dir: &Path) -> Vec<(u64, u64)> {
 }
 
 /// SIGTERM, and SIGKILL for what is there after its grace.
-fn end(victims: &[(i32, u64, Duration)], clock: Clock) {
+fn end(victims: &[Victim], clock: Clock) {
     let now = clock.now();
     let mut living: Vec<(OwnedFd, Moment, bool)> = Vec::new();
-    for (pid, start_ticks, grace) in victims {
-        let opened = Pid::from_raw(*pid).ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        // The number may have been given to another process since it was looked at; from the handle on it can't.
-        let same = |_: &OwnedFd| ProcStat::read(*pid).is_some_and(|now| now.start_ticks == *start_ticks);
-        let opened = opened.and_then(|fd| if same(&fd) { Ok(fd) } else { Err(Errno::SRCH) });
-        match opened.and_then(|fd| pidfd_send_signal(&fd, Signal::TERM).map(|()| fd)) {
+    for victim in victims {
+        match victim.open().and_then(|fd| pidfd_send_signal(&fd, Signal::TERM).map(|()| fd)) {
             Ok(fd) => {
                 // A stopped process takes the signal only when it goes on.
                 let _ = pidfd_send_signal(&fd, Signal::CONT);
-                living.push((fd, now + *grace, false));
+                living.push((fd, now + victim.grace, false));
             }
             Err(Errno::SRCH) => {}
-            Err(error) => tracing::error!(pid, %error, "a process of an earlier director can't be ended"),
+            Err(error) => tracing::error!(pid = victim.pid, %error, "a process of an earlier director can't be ended"),
         }
     }
     while !living.is_empty() {

@@ -1,11 +1,12 @@
 //! Outputs of a committed item, linked (copied across file systems) into a folder that the route names. On a thread of
 //! its own: the folder may lie on a slow mount. Invariant: the copy is made under a hidden name and appears whole; a kill
-//! at any point leaves what the next start needs to do it again, once.
+//! at any point leaves what is needed to do it again, once: the mark tells which directory was about to get which name.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -15,16 +16,21 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::fault_points::Faults;
+use super::ground::Ground;
 use super::record;
 use crate::item::{ItemName, JobId, escape};
 
 /// Stands in the job's directory from before the commit until the outputs are published.
 const MARK: &str = "publish.tmp";
 
+const PIECE: u64 = 16 << 20;
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Mark {
     /// The name it was about to get.
     target_b64: Option<String>,
+    /// The directory that was to get it: whatever else has that name is another's.
+    ino: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -52,12 +58,13 @@ pub(super) fn is_intended(job: impl AsFd) -> Result<bool, Errno> {
 }
 
 /// Ends when the spool drops its sender.
-pub(super) fn run(orders: Receiver<Order>, answers: Sender<Published>, faults: Faults) {
+pub(super) fn run(orders: Receiver<Order>, answers: Sender<Published>, ground: &Ground, progress: &AtomicU64) {
     for order in orders {
-        let outcome = order.carry_out(&faults).map_err(|error| {
+        let outcome = order.carry_out(&ground.faults, progress).map_err(|error| {
             format!(
-                "the outputs of `{}` are not in `{}`: {error}; they lie in the job's out/",
+                "the outputs of `{}` (job {}) are not in `{}`: {error}; they lie in the job's out/",
                 order.name.escaped(),
+                order.id,
                 escape(order.into.as_os_str().as_encoded_bytes())
             )
         });
@@ -68,27 +75,32 @@ pub(super) fn run(orders: Receiver<Order>, answers: Sender<Published>, faults: F
 }
 
 impl Order {
-    pub(super) fn carry_out(&self, faults: &Faults) -> io::Result<()> {
+    pub(super) fn carry_out(&self, faults: &Faults, progress: &AtomicU64) -> io::Result<()> {
+        progress.fetch_add(1, Ordering::Relaxed);
         std::fs::create_dir_all(&self.into)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let into = rustix::fs::open(&self.into, flags, Mode::empty())?;
         let hidden = format!(".gamdok-{}.tmp", self.id);
         let half_done = rustix::fs::statat(&into, &hidden, AtFlags::SYMLINK_NOFOLLOW).is_ok();
         if !half_done && self.is_published(&into)? {
+            rustix::fs::fsync(&into)?;
             return self.unmark();
         }
         if half_done {
             // From a publisher that was cut off; the name can only be ours.
+            intend(self.job.as_fd())?;
             std::fs::remove_dir_all(self.into.join(&hidden))?;
         }
         rustix::fs::mkdirat(&into, &hidden, Mode::from_raw_mode(0o777))?;
         let copied = (|| {
             let target = record::open_dir(&into, hidden.as_str())?;
-            copy_tree(&record::open_dir(&self.job, record::OUT)?, &target)?;
+            copy_tree(&record::open_dir(&self.job, record::OUT)?, &target, progress)?;
             faults.at("publish.staged")?;
-            self.give_name(&into, &hidden)
+            self.give_name(&into, &target, &hidden)
         })();
-        if copied.is_err() {
+        if copied.is_err() && !self.is_published(&into)? {
+            // First the mark: another directory may get the number of the one that is removed.
+            intend(self.job.as_fd())?;
             let _ = std::fs::remove_dir_all(self.into.join(&hidden));
         }
         copied?;
@@ -102,11 +114,12 @@ impl Order {
             None => return Ok(true),
         };
         let Some(target) = mark.target_b64.and_then(|text| ItemName::from_base64(&text)) else { return Ok(false) };
-        Ok(rustix::fs::statat(into, target.as_os_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok())
+        Ok(is_named(into, target.as_bytes(), mark.ino))
     }
 
     /// The item's name, or the first of `~2`, `~3`… that is free.
-    fn give_name(&self, into: &OwnedFd, hidden: &str) -> io::Result<()> {
+    fn give_name(&self, into: &OwnedFd, made: &OwnedFd, hidden: &str) -> io::Result<()> {
+        let ino = Some(rustix::fs::fstat(made)?.st_ino);
         for n in 1..100_000u32 {
             let mut target = self.name.as_bytes().to_vec();
             if n > 1 {
@@ -116,10 +129,13 @@ impl Order {
             if there {
                 continue;
             }
-            let mark = Mark { target_b64: Some(BASE64.encode(&target)) };
-            record::write(&self.job, MARK, &record::json(&mark)?)?;
+            let mark = Mark { target_b64: Some(BASE64.encode(&target)), ino };
+            // Durable before the name is.
+            rustix::fs::fdatasync(record::write(&self.job, MARK, &record::json(&mark)?)?)?;
             match record::rename_new(into, hidden, into, target.as_slice()) {
                 Ok(()) => return Ok(rustix::fs::fsync(into)?),
+                // A reply that got lost.
+                Err(_) if is_named(into, &target, ino) => return Ok(rustix::fs::fsync(into)?),
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -132,18 +148,23 @@ impl Order {
     }
 }
 
-fn copy_tree(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+fn is_named(into: &OwnedFd, name: &[u8], ino: Option<u64>) -> bool {
+    rustix::fs::statat(into, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| Some(stat.st_ino) == ino)
+}
+
+fn copy_tree(from: &OwnedFd, to: &OwnedFd, progress: &AtomicU64) -> io::Result<()> {
     for entry in rustix::fs::Dir::read_from(from)? {
         let entry = entry?;
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
+        progress.fetch_add(1, Ordering::Relaxed);
         let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 rustix::fs::mkdirat(to, name, Mode::from_raw_mode(0o777))?;
-                copy_tree(&record::open_dir(from, name)?, &record::open_dir(to, name)?)?;
+                copy_tree(&record::open_dir(from, name)?, &record::open_dir(to, name)?, progress)?;
             }
             FileType::Symlink => {
                 rustix::fs::symlinkat(rustix::fs::readlinkat(from, name, Vec::new())?, to, name)?;
@@ -156,7 +177,10 @@ fn copy_tree(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
                     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                     let mode = Mode::from_raw_mode(stat.st_mode & 0o777);
                     let mut target = File::from(rustix::fs::openat(to, name, flags, mode)?);
-                    io::copy(&mut source, &mut target)?;
+                    // In pieces, so that a copy that is slow can be told from one that hangs.
+                    while io::copy(&mut (&mut source).take(PIECE), &mut target)? > 0 {
+                        progress.fetch_add(1, Ordering::Relaxed);
+                    }
                     target.sync_all()?;
                 }
             }
@@ -191,11 +215,11 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(temp.path().join("into/x.wav")).unwrap();
         let order = order(temp.path());
-        order.carry_out(&Faults::default()).unwrap();
+        order.carry_out(&Faults::default(), &AtomicU64::default()).unwrap();
         assert_eq!(published(temp.path()), ["x.wav", "x.wav~2"]);
         assert_eq!(std::fs::read(temp.path().join("into/x.wav~2/sub/a")).unwrap(), b"1");
         assert!(!is_intended(&order.job).unwrap());
-        order.carry_out(&Faults::default()).unwrap();
+        order.carry_out(&Faults::default(), &AtomicU64::default()).unwrap();
         assert_eq!(published(temp.path()), ["x.wav", "x.wav~2"]);
     }
 
@@ -204,10 +228,28 @@ mod tests {
         for point in ["publish.staged", "publish.named"] {
             let temp = tempfile::tempdir().unwrap();
             let order = order(temp.path());
-            order.carry_out(&Faults::failing(point, Errno::IO, "1")).unwrap_err();
+            order.carry_out(&Faults::failing(point, Errno::IO, "1"), &AtomicU64::default()).unwrap_err();
             assert!(is_intended(&order.job).unwrap());
-            order.carry_out(&Faults::default()).unwrap();
-            assert_eq!(published(temp.path()), ["x.wav"], "{point}");
+            if point == "publish.staged" {
+                // Another's item of the same name comes first.
+                std::fs::create_dir(temp.path().join("into/x.wav")).unwrap();
+            }
+            order.carry_out(&Faults::default(), &AtomicU64::default()).unwrap();
+            let expected = if point == "publish.staged" { &["x.wav", "x.wav~2"][..] } else { &["x.wav"] };
+            assert_eq!(published(temp.path()), expected, "{point}");
         }
+    }
+
+    #[test]
+    fn anothers_directory_under_the_name_it_was_to_get_is_not_taken_for_its_own() {
+        let temp = tempfile::tempdir().unwrap();
+        let order = order(temp.path());
+        std::fs::create_dir_all(temp.path().join("into/x.wav")).unwrap();
+        for ino in [None, Some(1)] {
+            let mark = Mark { target_b64: Some(BASE64.encode("x.wav")), ino };
+            record::write(&order.job, MARK, &record::json(&mark).unwrap()).unwrap();
+            order.carry_out(&Faults::default(), &AtomicU64::default()).unwrap();
+        }
+        assert_eq!(published(temp.path()), ["x.wav", "x.wav~2", "x.wav~3"]);
     }
 }

@@ -20,7 +20,6 @@ use super::orphans::{self, Suspect};
 use super::record::{self, Read};
 use super::{ClaimedJob, Recovered};
 use crate::config::{Mode as RouteMode, Ready, Route, RouteKind};
-use crate::health::{Check, What};
 use crate::item::{
     Attempt, Ending, ItemKind, ItemName, JobDir, JobId, JobRecord, Outcome, Reason, ResultRecord, escape,
 };
@@ -47,34 +46,50 @@ pub(super) fn recover_with(root: &Arc<Root>, clock: Clock, faults: Faults) -> Re
     };
     let ground = Ground::new(root.clone(), faults).map_err(unavailable)?;
     let mut recovered = Recovered::default();
-    let jobs = list(&ground, &mut recovered).map_err(unavailable)?;
+    let (jobs, strangers) = list(&ground).map_err(unavailable)?;
+    recovered.backlog.strangers = strangers;
     if jobs.is_empty() {
         return Ok(recovered);
     }
     ground.faults.at("recover.begun").map_err(unavailable)?;
-    let alive = orphans::end_all(&ground, clock, &suspects(&ground, &jobs));
+    let suspects = suspects(&ground, jobs);
+    let alive = orphans::end_all(&ground, clock, &suspects);
     ground.faults.at("recover.orphans-ended").map_err(unavailable)?;
-    for (id, dir) in jobs {
-        if alive.contains(&id) {
-            let words =
-                format!("{dir}: a process of an earlier director can't be ended; the job waits for the next start");
-            recovered.health.push(Check::failed(What::Spool, words));
-            continue;
-        }
-        let outcome = ground.faults.at("recover.job").and_then(|()| take_up(&ground, id, &dir, &mut recovered));
-        if let Err(error) = outcome {
-            let words = format!("{dir} in claimed/ can't be recovered: {error}; the next start tries again");
-            tracing::error!("{words}");
-            recovered.health.push(Check::failed(What::Spool, words));
-        }
+    for suspect in suspects {
+        let why = match alive.get(&suspect.id) {
+            Some(pids) => Some(outlived(&suspect.dir, pids)),
+            None => take_up(&ground, &suspect, &mut recovered).err().map(|error| not_taken_up(&suspect.dir, error)),
+        };
+        recovered.backlog.left.extend(why.map(|why| Left { suspect, why }));
     }
     recovered.jobs.sort_by_key(|job| (job.record.arrived_at, job.record.id));
-    recovered.ended = recovered.backlog.0.len() as u64;
+    recovered.ended = recovered.backlog.ends.len() as u64;
+    recovered.left = recovered.backlog.left.len() as u64;
     Ok(recovered)
 }
 
-/// The job directories in `claimed/`; what else lies there is left, and said.
-fn list(ground: &Ground, recovered: &mut Recovered) -> Result<BTreeMap<JobId, JobDir>, Errno> {
+/// A job that couldn't be taken up.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub(super) suspect: Suspect,
+    pub(super) why: String,
+}
+
+pub(super) fn outlived(dir: &JobDir, pids: &[i32]) -> String {
+    let pids: Vec<_> = pids.iter().map(i32::to_string).collect();
+    match pids.as_slice() {
+        [] => format!("{dir} waits in claimed/: a process that can't be seen holds its lock"),
+        [pid] => format!("{dir} waits in claimed/: process {pid} of an earlier director can't be ended"),
+        pids => format!("{dir} waits in claimed/: processes {} of an earlier director can't be ended", pids.join(", ")),
+    }
+}
+
+pub(super) fn not_taken_up(dir: &JobDir, error: Errno) -> String {
+    format!("{dir} waits in claimed/: it can't be recovered yet ({error}), and is tried again")
+}
+
+/// The job directories in `claimed/`, and words about what else lies there, which is left.
+pub(super) fn list(ground: &Ground) -> Result<(BTreeMap<JobId, JobDir>, Option<String>), Errno> {
     let mut jobs = BTreeMap::new();
     let mut strangers = Vec::new();
     for entry in rustix::fs::Dir::read_from(ground.claimed())? {
@@ -93,15 +108,13 @@ fn list(ground: &Ground, recovered: &mut Recovered) -> Result<BTreeMap<JobId, Jo
             _ => strangers.push(escape(name)),
         }
     }
-    if let Some(first) = strangers.first() {
-        let words =
-            format!("{} in claimed/ that gamdok didn't make, `{first}` among them: move them away", strangers.len());
-        recovered.health.push(Check::degraded(What::Spool, words));
-    }
-    Ok(jobs)
+    let words = strangers.first().map(|first| {
+        format!("{} in claimed/ that gamdok didn't make, `{first}` among them: move them away", strangers.len())
+    });
+    Ok((jobs, words))
 }
 
-fn suspects(ground: &Ground, jobs: &BTreeMap<JobId, JobDir>) -> Vec<Suspect> {
+fn suspects(ground: &Ground, jobs: BTreeMap<JobId, JobDir>) -> Vec<Suspect> {
     let grace = |id, dir: &JobDir| {
         let job = record::open_dir(ground.claimed(), dir.as_str()).ok()?;
         match record::read_job(job.as_fd(), id).ok()? {
@@ -109,12 +122,8 @@ fn suspects(ground: &Ground, jobs: &BTreeMap<JobId, JobDir>) -> Vec<Suspect> {
             _ => None,
         }
     };
-    let suspect = |(id, dir): (&JobId, &JobDir)| Suspect {
-        id: *id,
-        dir: dir.as_str().to_owned(),
-        grace: grace(*id, dir).unwrap_or(GRACE),
-    };
-    jobs.iter().map(suspect).collect()
+    let suspect = |(id, dir)| Suspect { id, grace: grace(id, &dir).unwrap_or(GRACE), dir };
+    jobs.into_iter().map(suspect).collect()
 }
 
 /// What a job's directory means.
@@ -131,7 +140,10 @@ enum Meaning {
     Unrecognised,
 }
 
-fn take_up(ground: &Ground, id: JobId, dir: &JobDir, recovered: &mut Recovered) -> Result<(), Errno> {
+/// Does what a job's directory asks for. After an error nothing is decided, and it can be tried again.
+pub(super) fn take_up(ground: &Ground, suspect: &Suspect, recovered: &mut Recovered) -> Result<(), Errno> {
+    let Suspect { id, ref dir, .. } = *suspect;
+    ground.faults.at("recover.job")?;
     let opened = ground.open_claimed(dir.as_str())?;
     let job = opened.as_fd();
     match meaning(ground, job, id, dir)? {
@@ -147,7 +159,7 @@ fn take_up(ground: &Ground, id: JobId, dir: &JobDir, recovered: &mut Recovered) 
             }
             Err(error) => {
                 tracing::warn!(job = dir.as_str(), %error, "an item whose claim was cut off can't go back into the inbox");
-                recovered.backlog.0.push(unrecognised(job, id, dir));
+                recovered.backlog.ends.push(unrecognised(job, id, dir));
             }
         },
         Meaning::Committed(result) => {
@@ -156,10 +168,10 @@ fn take_up(ground: &Ground, id: JobId, dir: &JobDir, recovered: &mut Recovered) 
                 Read::Whole(record) => record,
                 _ => stand_in(job, id),
             };
-            recovered.backlog.0.push(Finish::committed(Arc::new(record), dir.clone(), *result));
+            recovered.backlog.ends.push(Finish::committed(Arc::new(record), dir.clone(), *result));
         }
         Meaning::Unfinished(record) => go_on(ground, job, dir, *record, recovered)?,
-        Meaning::Unrecognised => recovered.backlog.0.push(unrecognised(job, id, dir)),
+        Meaning::Unrecognised => recovered.backlog.ends.push(unrecognised(job, id, dir)),
     }
     Ok(())
 }
@@ -304,7 +316,7 @@ fn go_on(
     match ending {
         Some(ending) => {
             let finish = Finish::new(record, ending);
-            recovered.backlog.0.push(finish.quietly());
+            recovered.backlog.ends.push(finish.quietly());
         }
         None => recovered.jobs.push(ClaimedJob { record, dir: dir.clone() }),
     }

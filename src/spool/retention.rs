@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::ground::Ground;
 use super::record;
 use super::tally::{self, Shelf};
-use crate::item::{JobDir, Outcome};
+use crate::item::{JobDir, JobId, Outcome};
 
 /// Jobs removed before the queue is looked at again.
 const AT_ONCE: usize = 16;
@@ -69,8 +69,13 @@ impl Retention {
         }
     }
 
-    /// Removes some jobs of the oldest day that is over; nothing when there is none.
-    pub(super) fn step(&self, ground: &Ground, now: Timestamp) -> Result<Option<Removed>, Errno> {
+    /// Removes some jobs of the oldest day that is over and aren't needed yet; nothing when there is none.
+    pub(super) fn step(
+        &self,
+        ground: &Ground,
+        now: Timestamp,
+        is_needed: impl Fn(JobId) -> bool,
+    ) -> Result<Option<Removed>, Errno> {
         for shelf in Shelf::BOTH {
             let dir = match record::open_dir(ground.root.dir(), shelf.name()) {
                 Ok(dir) => dir,
@@ -80,7 +85,7 @@ impl Retention {
             for day in tally::days(&dir)? {
                 let over = self.over(shelf, &day, now);
                 if over != Over::None
-                    && let Some(removed) = prune(ground, &dir, shelf, &day, over)?
+                    && let Some(removed) = prune(ground, &dir, shelf, &day, over, &is_needed)?
                 {
                     return Ok(Some(removed));
                 }
@@ -90,7 +95,14 @@ impl Retention {
     }
 }
 
-fn prune(ground: &Ground, dir: &OwnedFd, shelf: Shelf, day: &str, over: Over) -> Result<Option<Removed>, Errno> {
+fn prune(
+    ground: &Ground,
+    dir: &OwnedFd,
+    shelf: Shelf,
+    day: &str,
+    over: Over,
+    is_needed: &impl Fn(JobId) -> bool,
+) -> Result<Option<Removed>, Errno> {
     let opened = record::open_dir(dir, day)?;
     let jobs = tally::jobs(&opened)?;
     let is_over = |job: &&JobDir| match over {
@@ -98,7 +110,8 @@ fn prune(ground: &Ground, dir: &OwnedFd, shelf: Shelf, day: &str, over: Over) ->
         Over::EndedBy(limit) => ended_at(&opened, job).is_some_and(|at| at <= limit),
         Over::All => true,
     };
-    let chosen: Vec<&JobDir> = jobs.iter().filter(is_over).take(AT_ONCE).collect();
+    let chosen: Vec<&JobDir> =
+        jobs.iter().filter(|job| !job.id().is_some_and(is_needed)).filter(is_over).take(AT_ONCE).collect();
     let all = chosen.len() == jobs.len();
     let more = chosen.len() == AT_ONCE && !all;
     let mut outcomes = Vec::new();

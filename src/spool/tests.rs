@@ -14,7 +14,9 @@ use crate::item::{Attempt, ItemKind, ItemName, Outcome, Reason, Signature};
 const WAIT: Duration = Duration::from_secs(20);
 
 mod kills;
+mod publishing;
 mod recovery;
+mod troubles;
 
 /// A root in a folder of its own.
 pub(super) struct Place {
@@ -49,6 +51,12 @@ impl Place {
         Desk { spool: Some(spool), health: Vec::new() }
     }
 
+    /// The spool that a start has after recovery.
+    fn desk_after(&self, recovered: Recovered, faults: Faults) -> Desk {
+        let spool = start_with(self.root.clone(), Clock::start(), recovered.backlog, faults).unwrap();
+        Desk { spool: Some(spool), health: Vec::new() }
+    }
+
     fn recover(&self) -> Recovered {
         recover::recover_with(&self.root, Clock::start(), Faults::default()).unwrap()
     }
@@ -70,7 +78,7 @@ impl Place {
     }
 
     /// Drops a file and describes it as the scanner would.
-    fn drop_file(&self, name: impl AsRef<std::ffi::OsStr>, content: &str) -> Candidate {
+    pub(super) fn drop_file(&self, name: impl AsRef<std::ffi::OsStr>, content: &str) -> Candidate {
         let path = self.root.inbox().join(name.as_ref());
         fs::write(&path, content).unwrap();
         candidate(&path, "")
@@ -189,6 +197,18 @@ impl Desk {
         match self.ask(Task::Finish { record, ending: ending(outcome) }) {
             Answer::Finished { result, dir, .. } => (result, dir),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the spool's health is this.
+    fn until(&mut self, state: Condition, words: &str) {
+        let is_it = |check: &Check| check.what == What::Spool && check.state == state && check.message.contains(words);
+        while !self.health.last().is_some_and(is_it) {
+            match self.spool.as_ref().unwrap().answers.recv_timeout(WAIT).unwrap() {
+                Answer::Health(check) if check.what == What::Spool => self.health.push(check),
+                Answer::Health(_) | Answer::Counted => {}
+                other => panic!("{other:?} before {state:?} {words}"),
+            }
         }
     }
 

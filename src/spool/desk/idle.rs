@@ -50,13 +50,14 @@ impl Desk {
         } else if self.housekeeping_at <= now {
             self.housekeeping_at = now + HOUSEKEEPING;
             self.spares.go_on();
+            self.look_at_strangers();
             self.books.look(shelf_dir);
             self.counting = self.books.has_work();
         }
     }
 
     fn prune(&mut self) {
-        match self.retention.step(&self.ground, Timestamp::now()) {
+        match self.retention.step(&self.ground, Timestamp::now(), |id| self.publishing.is_owed(id)) {
             Ok(Some(removed)) => {
                 let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
                 self.books.moved(removed.shelf, &removed.day, &removed.outcomes, false, shelf_dir);

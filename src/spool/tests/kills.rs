@@ -73,11 +73,14 @@ fn a_life_that_ends_early() {
 /// Runs a life with a fault; true when it was killed.
 fn killed(place: &Place, fault: &str, sync: &str) -> bool {
     use std::os::unix::process::ExitStatusExt as _;
+    // Reached when outputs can't be published at first.
+    let error = fault.starts_with("publish.noted").then_some(("GAMDOK_FAULT_ERR", "publish.staged:5:1"));
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "spool::tests::kills::a_life_that_ends_early", "--ignored"])
         .env("GAMDOK_TEST_ROOT", place.temp.path())
         .env("GAMDOK_FAULT", fault)
         .env("GAMDOK_FAULT_SYNC", sync)
+        .envs(error)
         .stdout(Stdio::null())
         .status()
         .unwrap();

@@ -138,9 +138,47 @@ fn what_gamdok_did_not_make_is_left_and_said() {
     touch(&place.path("claimed"), "note.txt");
     touch(&place.path("claimed"), ".gamdok-probe-1-file");
     let recovered = place.recover();
-    assert_eq!(recovered.health.len(), 1);
-    assert!(recovered.health[0].message.starts_with("2 in claimed/"), "{:?}", recovered.health);
+    let mut desk = place.desk_after(recovered, Faults::default());
+    desk.until(Condition::Degraded, "2 in claimed/");
     assert!(place.path("claimed/mine").is_dir());
+    desk.end();
+}
+
+#[test]
+fn a_job_that_must_be_left_is_taken_up_by_the_same_director_once_it_is_free() {
+    let check = |at_the_start: (&str, Errno), words: &str, cancelled: bool, again: bool| {
+        let place = Place::new();
+        let mut desk = place.desk(Faults::default());
+        let Answer::Claimed(job) = desk.ask(Task::Claim { id: id(), candidate: place.drop_file("a", "x"), cancelled })
+        else {
+            panic!("not claimed")
+        };
+        desk.end();
+        let faults = Faults::failing(at_the_start.0, at_the_start.1, "1");
+        let recovered = recover::recover_with(&place.root, Clock::start(), faults).unwrap();
+        assert_eq!((recovered.jobs.len(), recovered.ended, recovered.left), (0, 0, 1));
+        // As long as it isn't free, the running one's first look is no better.
+        let faults = if again { Faults::failing("recover.looked", Errno::IO, "1") } else { Faults::default() };
+        let mut desk = place.desk_after(recovered, faults);
+        desk.until(Condition::Degraded, words);
+        assert!(desk.health.last().unwrap().message.starts_with(job.dir.as_str()), "{:?}", desk.health);
+        match desk.answer() {
+            Answer::TakenUp(taken) => assert_eq!((taken.record.id, cancelled), (job.record.id, false)),
+            Answer::Left(0) if cancelled => {
+                let Answer::Filed { result, .. } = desk.answer() else { panic!("not filed") };
+                assert_eq!(result.outcome, Outcome::Cancelled);
+            }
+            other => panic!("{other:?}"),
+        }
+        if !cancelled {
+            assert!(matches!(desk.answer(), Answer::Left(0)));
+            desk.until(Condition::Ok, "");
+        }
+        desk.end();
+    };
+    check(("recover.looked", Errno::IO), "can't be ended", false, false);
+    check(("recover.looked", Errno::IO), "can't be ended", true, true);
+    check(("recover.job", Errno::ACCESS), "can't be recovered yet", false, true);
 }
 
 #[test]

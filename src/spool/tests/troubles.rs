@@ -1,0 +1,70 @@
+use super::*;
+
+#[test]
+fn nothing_is_claimed_while_the_path_leads_to_another_root() {
+    let outer = tempfile::tempdir().unwrap();
+    let (path, away) = (outer.path().join("root"), outer.path().join("away"));
+    Root::init(&path).unwrap();
+    let place = Place { temp: tempfile::tempdir_in(outer.path()).unwrap(), root: Arc::new(Root::open(&path).unwrap()) };
+    let mut desk = place.desk(Faults::default());
+    let candidate = place.drop_file("a", "x");
+    let entries = |root: &Path| {
+        ["inbox", "claimed", "done", "failed"].map(|name| fs::read_dir(root.join(name)).map_or(0, Iterator::count))
+    };
+    let check = |desk: &mut Desk, what: &str, replace: &dyn Fn()| {
+        fs::rename(&path, &away).unwrap();
+        replace();
+        let before = entries(&path);
+        let Err(NotClaimed::NoRoom(words)) = desk.claim(candidate.clone()) else { panic!("claimed: {what}") };
+        assert!(words.contains("is not the one that was opened"), "{words}");
+        assert_eq!((entries(&path), entries(&away)), (before, [1, 0, 0, 0]), "{what}");
+        assert_eq!(desk.health.last().map(|check| check.state), Some(Condition::Failed), "{what}");
+        let _ = fs::remove_dir_all(&path);
+        fs::rename(&away, &path).unwrap();
+        desk.until(Condition::Ok, "");
+    };
+    check(&mut desk, "nothing there", &|| ());
+    check(&mut desk, "an empty mount point", &|| fs::create_dir(&path).unwrap());
+    check(&mut desk, "another root", &|| {
+        Root::init(&path).unwrap();
+        fs::write(path.join("inbox/a"), "another's").unwrap();
+    });
+    check(&mut desk, "a copy", &|| {
+        Root::init(&path).unwrap();
+        fs::copy(away.join(".gamdok/root.json"), path.join(".gamdok/root.json")).unwrap();
+    });
+    desk.claim(candidate.clone()).unwrap();
+    desk.end();
+}
+
+#[test]
+fn one_jobs_trouble_is_told_until_its_own_retry_goes_through() {
+    let place = Place::new();
+    let mut desk = place.desk(Faults::failing("finish.begun", Errno::ACCESS, "2"));
+    let [stuck, slow] = ["stuck", "slow"].map(|name| {
+        let job = desk.claim(place.drop_file(name, "x")).unwrap();
+        (desk.run(&place, &job, 1, &[]), job)
+    });
+    // Its place is taken, today and tomorrow.
+    let taken = [0, 1].map(|days| {
+        let day = (Timestamp::now() + jiff::SignedDuration::from_hours(24 * days)).strftime("%Y-%m-%d").to_string();
+        place.root.done().join(day).join(stuck.1.dir.as_str())
+    });
+    taken.iter().for_each(|dir| fs::create_dir_all(dir).unwrap());
+    desk.tell(Task::Finish { record: stuck.0, ending: ending(Outcome::Done) });
+    desk.until(Condition::Degraded, &stuck.1.record.id.to_string());
+    desk.tell(Task::Finish { record: slow.0, ending: ending(Outcome::Done) });
+    desk.until(Condition::Degraded, &slow.1.record.id.to_string());
+    assert!(desk.health.last().unwrap().message.contains(&stuck.1.record.id.to_string()), "{:?}", desk.health);
+    assert!(matches!(desk.answer(), Answer::Finished { record, .. } if record.id == slow.1.record.id));
+    desk.until(Condition::Degraded, "");
+    while desk.health.last().unwrap().message.contains(&slow.1.record.id.to_string()) {
+        desk.health.pop();
+        desk.until(Condition::Degraded, "");
+    }
+    assert!(desk.health.last().unwrap().message.contains(&stuck.1.record.id.to_string()), "{:?}", desk.health);
+    taken.iter().for_each(|dir| fs::remove_dir(dir).unwrap());
+    assert!(matches!(desk.answer(), Answer::Finished { record, .. } if record.id == stuck.1.record.id));
+    desk.until(Condition::Ok, "");
+    desk.end();
+}
