@@ -132,6 +132,8 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         counts: inbox::Counts::default(),
         health: all_well(),
         running: HashMap::new(),
+        residents: HashMap::new(),
+        forming: Vec::new(),
         locks: Locks::open(),
         held_locks: HashMap::new(),
         cores: Cores::default(),
@@ -168,6 +170,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         config,
     };
     director.state.now = clock.now();
+    director.state.set_routes(director.config.routes.clone());
     for device in spool::cordons::read(&root.state())? {
         warn!(%device, "still cordoned by hand");
         director.cordon_by_hand(&device);

@@ -36,6 +36,7 @@ fn report(end: End) -> Report {
         said: None,
         missing_outputs: Vec::new(),
         out_of_memory: false,
+        beside: 0,
     }
 }
 
@@ -82,6 +83,8 @@ fn shown(assessment: &Assessment) -> String {
     let against = if assessment.against_device { ", against device" } else { "" };
     let next = match &assessment.next {
         Next::Requeue => "requeue".to_owned(),
+        Next::Unlease => "as if never handed over".to_owned(),
+        Next::Halve { limit } => format!("again in batches of {limit}"),
         Next::Retry { after, avoid } => {
             format!("retry in {}s{}", after.as_secs_f64(), if *avoid { " elsewhere" } else { "" })
         }

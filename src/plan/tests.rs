@@ -139,7 +139,7 @@ impl Host {
         }
         let mut record = record(n, route);
         record.avoid = value(words, "avoid").map(device_ids).unwrap_or_default();
-        let job = Job { record: Arc::new(record), stage: Stage::Claiming, pid: None, progress: None };
+        let job = Job::new(Arc::new(record), Stage::Claiming);
         self.state.insert(job);
         let on = value(words, "on").or(value(words, "stopping")).map(device_ids);
         let mut steps = vec![Step::Claimed];
@@ -177,6 +177,11 @@ impl Host {
             Decision::Claim { key } => format!("claim {}", item(key)),
             Decision::Refuse { key, reason } => format!("refuse {}: {reason}", item(key)),
             Decision::Start { job, on } => format!("{} on {}", name(job), list(on)),
+            Decision::Warm { job, on } => format!("warm {} on {}", name(job), list(on)),
+            Decision::Hand { jobs, to } => {
+                format!("{} to r{}", jobs.iter().map(name).collect::<Vec<_>>().join("+"), to.0.timestamp_ms())
+            }
+            Decision::Retire { resident } => format!("retire r{}", resident.0.timestamp_ms()),
             Decision::Stop { job } => format!("stop {}", name(job)),
             Decision::Due { job } => format!("due {}", name(job)),
         });
