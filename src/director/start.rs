@@ -253,6 +253,7 @@ fn first_view(root: &Root, mode: HostMode) -> View {
             counts: Counts::default(),
             devices: Vec::new(),
             running: Vec::new(),
+            residents: Vec::new(),
             held: Vec::new(),
             health: Vec::new(),
         },
