@@ -484,6 +484,23 @@ pub fn is_network(magic: u64) -> bool {
     MAGICS.contains(&(magic as u32))
 }
 
+/// The director that holds a root's lock, with its process as far as the lock's file names it. Only looked at (proc(5),
+/// `/proc/locks`): taking the lock, even for a moment, would keep a director from starting.
+pub(crate) fn holder(root: &Path) -> Option<Option<i32>> {
+    let path = root.join(".gamdok/lock");
+    let inode = std::fs::metadata(&path).ok()?.ino();
+    let named = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    // 1: FLOCK  ADVISORY  WRITE 4711 08:02:131099 0 EOF
+    let is_it = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let of_inode = words.get(5).and_then(|place| place.rsplit(':').next()?.parse::<u64>().ok()) == Some(inode);
+        let by_named = named.is_none_or(|pid: i32| words.get(4).and_then(|word| word.parse().ok()) == Some(pid));
+        words.get(1) == Some(&"FLOCK") && words.get(3) == Some(&"WRITE") && of_inode && by_named
+    };
+    locks.lines().any(is_it).then_some(named)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

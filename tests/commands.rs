@@ -367,3 +367,24 @@ fn the_uptime_is_that_of_the_moment() {
     world.until("it grows", |status| status["uptime_s"].as_f64().is_some_and(|now| now > first + 0.1));
     assert_eq!(service.stop(), 0);
 }
+
+#[test]
+fn a_removed_socket_is_made_again_and_meanwhile_nobody_hears_that_no_director_runs() {
+    let world = World::new("[[route]]\nname = \"r\"\ncommand = [\"true\"]\n");
+    let service = world.start();
+    // The director has had its first look.
+    world.status();
+    fs::remove_file(world.root.join(".gamdok/sock")).expect("remove the socket");
+    let output = world.code(&["status"], 1);
+    let said = text(&output.stderr);
+    assert!(said.contains("its socket is gone") && said.contains(&service.pid().to_string()), "{said}");
+    let deadline = std::time::SystemTime::now() + support::LIMIT;
+    while !world.gamdok(&["status"]).status.success() {
+        assert!(std::time::SystemTime::now() < deadline, "the socket is never made again");
+        world.pause();
+    }
+    world.ok(&["drain"]);
+    let mut service = service;
+    assert_eq!(service.wait(), 0);
+    world.code(&["pause"], 3);
+}
