@@ -328,7 +328,7 @@ fn words(text: &str) -> String {
         end -= 1;
     }
     let cut = if end < text.len() { "…" } else { "" };
-    format!("{}{cut}", item::escape(&text.as_bytes()[..end]))
+    format!("{}{cut}", item::shown(&text[..end]))
 }
 
 fn devices(ids: &[DeviceId]) -> String {
