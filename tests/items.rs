@@ -306,3 +306,27 @@ fn what_is_always_put_off_fails_after_ten_attempts_and_says_how_the_last_ended()
     assert_eq!((&result["outcome"], &result["reason"]), (&json!("failed"), &json!("exit")));
     assert_eq!(result["attempts"].as_array().map(Vec::len), Some(10));
 }
+
+#[test]
+fn an_item_is_in_one_count_at_a_time() {
+    let world = World::new("[[route]]\nname = \"r\"\ncommand = [\"true\"]\ngpus = 0\n");
+    let service = world.start();
+    let mut dropped = 0;
+    let counted = |status: &Value| {
+        let counts = &status["counts"];
+        let words = ["arriving", "ready", "held", "claimed", "running", "retrying", "done", "failed", "cancelled"];
+        words.iter().map(|word| counts[word].as_u64().expect("a count")).sum::<u64>()
+    };
+    for _ in 0..30 {
+        for _ in 0..10 {
+            world.drop_file(format!("item-{dropped}"), b"x");
+            dropped += 1;
+        }
+        let status = world.status();
+        assert!(counted(&status) <= dropped, "{dropped} were dropped: {}", status["counts"]);
+    }
+    world.wait();
+    let status = world.until("all are done", |status| status["counts"]["done"] == dropped);
+    assert_eq!(counted(&status), dropped, "{}", status["counts"]);
+    assert_eq!(service.stop(), 0);
+}
