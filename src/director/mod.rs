@@ -415,6 +415,7 @@ impl Director {
             self.keep_history();
         }
         self.to_prober(prober::Ask::Reconfigure(Arc::new(self.state.rules.clone())));
+        start::make_folders(&self.root, &self.config);
         // Everything unclaimed is judged by the new routes: the scanner offers it again.
         self.state.take_offers();
         self.to_scanner(inbox::Answer::Reconfigure {
