@@ -110,7 +110,7 @@ impl DeviceView {
             kind: reading.kind,
             name: reading.name.clone(),
             verdict: word.to_owned(),
-            reason: crate::item::escape(reason.as_bytes()),
+            reason: crate::item::shown(&reason),
             slots,
             leases: leases.iter().map(job).collect(),
             memory_total: reading.memory_total.map(|bytes| bytes.0),
