@@ -148,27 +148,37 @@ impl ItemName {
     }
 }
 
+/// Words that are text already, fit to be shown: as [`escape`], but backslashes stand for themselves, so that what holds
+/// escaped names isn't escaped twice.
+pub fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    text.chars().for_each(|c| if c == '\\' { shown.push(c) } else { escape_char(c, &mut shown) });
+    shown
+}
+
 /// Escapes what a terminal or a reader could take for something else.
 pub fn escape(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\n' => shown.push_str("\\n"),
-                '\r' => shown.push_str("\\r"),
-                '\t' => shown.push_str("\\t"),
-                '\\' => shown.push_str("\\\\"),
-                c if c.is_control() || is_invisible(c) => {
-                    let _ = write!(shown, "\\u{{{:x}}}", c as u32);
-                }
-                c => shown.push(c),
-            }
-        }
+        chunk.valid().chars().for_each(|c| escape_char(c, &mut shown));
         for byte in chunk.invalid() {
             let _ = write!(shown, "\\x{byte:02x}");
         }
     }
     shown
+}
+
+fn escape_char(c: char, shown: &mut String) {
+    match c {
+        '\n' => shown.push_str("\\n"),
+        '\r' => shown.push_str("\\r"),
+        '\t' => shown.push_str("\\t"),
+        '\\' => shown.push_str("\\\\"),
+        c if c.is_control() || is_invisible(c) => {
+            let _ = write!(shown, "\\u{{{:x}}}", c as u32);
+        }
+        c => shown.push(c),
+    }
 }
 
 /// Characters that reorder or hide their neighbours (Unicode TR 36, Trojan Source).

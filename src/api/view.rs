@@ -125,7 +125,7 @@ impl DeviceView {
             kind: reading.kind,
             name: reading.name.clone(),
             verdict: word.to_owned(),
-            reason: crate::item::escape(reason.as_bytes()),
+            reason: crate::item::shown(&reason),
             slots,
             taken: leases.len() as u32,
             leases: leases.iter().flat_map(jobs).collect(),

@@ -43,6 +43,15 @@ impl Init {
         if annotate(&file)? {
             made.push(file.clone());
         }
+        // What lies there may be somebody's own, and wrong: `check` and `run` say so.
+        let source = config::Source { file: file.clone(), ..global.source() };
+        if let Ok((config, _)) = source.load()
+            && config.root == report.root
+        {
+            let root = Root::open_for_reading(&report.root).map_err(|wrong| of_root(&wrong))?;
+            let (folders, _) = root.make_folders(config.routes.iter().map(|route| route.folder.as_str()));
+            made.extend(folders.iter().map(|folder| report.root.join("inbox").join(folder)));
+        }
         if global.json {
             let made: Vec<String> = made.iter().map(|path| path_text(path)).collect();
             output::json(&json!({ "root": path_text(&report.root), "made": made }))?;

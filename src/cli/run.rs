@@ -34,6 +34,11 @@ impl Run {
             Root::init(source.file.parent().unwrap_or(Path::new("."))).map_err(|wrong| of_root(&wrong))?;
             init::annotate(&source.file)?;
         }
+        // `run -- $COMMAND` with nothing in the variable would run the file's routes on what was meant for it.
+        if self.command.is_empty() && std::env::args_os().last().is_some_and(|word| word == "--") {
+            let help = "write a command behind `--`, or leave `--` out to run the routes of the configuration";
+            return Err(Trouble::new(exit::USAGE, "usage", "there is no command behind `--`".to_owned(), help));
+        }
         if !self.command.is_empty() {
             source.command = Some((self.command, std::env::current_dir()?));
         }

@@ -96,6 +96,10 @@ impl From<ClientError> for Trouble {
                 let help = "start one with `gamdok run`, or name its root with `--root DIR`";
                 Trouble::new(exit::NO_DIRECTOR, "no-director", wrong.to_string(), help)
             }
+            ClientError::Unreachable { .. } => {
+                let help = "it makes its socket again within 10 s: ask again then";
+                Trouble::new(exit::FAILED, "unreachable", wrong.to_string(), help)
+            }
             ClientError::Refused { refusal, .. } => {
                 Trouble::new(exit::FAILED, &refusal.code, refusal.message, refusal.help)
             }

@@ -175,8 +175,8 @@ fn is_ended(row: &Listed) -> bool {
 
 /// Without a director nothing ends.
 fn director(source: &Source) -> Result<&Client, Trouble> {
-    let root = || source.directories.root().to_owned();
-    source.client.as_ref().ok_or_else(|| ClientError::NoDirector { root: root() }.into())
+    let root = source.directories.root();
+    source.client.as_ref().ok_or_else(|| ClientError::NoDirector { root: root.to_owned() }.into())
 }
 
 /// A director that ends while it is waited for takes no more questions.

@@ -143,14 +143,15 @@ fn check(text: &str, file: Option<&Path>, dir: &Path, overrides: &Overrides) -> 
     // An editor's byte order mark is no fault of the text.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (document, wrong) = DeTable::parse_recoverable(text);
-    let mut lines = Vec::new();
-    for error in &wrong {
-        let at = error.span().unwrap_or(0..0);
-        let line = text.get(..at.start).map_or(0, |before| before.matches('\n').count());
+    let mut wrong_at: Vec<_> = wrong.iter().map(|error| (error.span().unwrap_or(0..0), error.message())).collect();
+    wrong_at.sort_by_key(|(at, _)| at.start);
+    let mut told_to = None;
+    for (at, message) in wrong_at {
         // What follows on the same line is mostly the first mistake again.
-        if !lines.contains(&line) {
-            lines.push(line);
-            problems.add(syntax(error.message(), visible(text, at)));
+        if told_to.is_none_or(|end| end < at.start) {
+            let rest = text.get(at.start..).unwrap_or_default();
+            told_to = Some(at.start + rest.find('\n').unwrap_or(rest.len()));
+            problems.add(syntax(message, visible(text, at)));
         }
     }
     // Half a text would only be followed by complaints about what is missing.

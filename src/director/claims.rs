@@ -33,7 +33,12 @@ impl Director {
                     self.state.take_offer(key);
                 }
             }
-            Notice::Counts(counts) => self.counts = counts,
+            Notice::Counts(counts) => {
+                let news = (counts.taken.saturating_sub(self.heard) as usize).min(self.unheard.len());
+                self.unheard.drain(..news);
+                self.heard = counts.taken;
+                self.counts = counts;
+            }
             Notice::Health(checks) => {
                 for check in checks {
                     self.set_health(check);
@@ -79,6 +84,7 @@ impl Director {
             spool::Answer::Prepared { id } => self.on_prepared(id),
             spool::Answer::Finished { record, result, dir } => {
                 self.step(record.id, Step::Filed);
+                self.filed += 1;
                 self.filed(record, *result, dir);
             }
             spool::Answer::Filed { record, result, dir } => self.filed(record, *result, dir),
@@ -104,7 +110,7 @@ impl Director {
             Outcome::Cancelled => self.summary.cancelled += 1,
         }
         let reason = result.reason.map(Reason::as_str);
-        let why = result.message.as_deref().map(|text| crate::item::escape(text.as_bytes()));
+        let why = result.message.as_deref().map(crate::item::shown);
         match result.outcome {
             Outcome::Done => info!(job = %record.dir(), attempts = result.attempts.len(), "done"),
             _ => {

@@ -123,6 +123,11 @@ struct Director {
     attended: (Vec<DeviceId>, bool),
     /// Answers owed to the scanner, sent together.
     taken: Vec<inbox::CandidateKey>,
+    /// What was taken and is counted as ready still, until the scanner has heard of it; and how many came before these.
+    unheard: VecDeque<inbox::CandidateKey>,
+    heard: u64,
+    /// Finishes that the spool has answered.
+    filed: u64,
     /// Claims that end as cancelled, and jobs to cancel once their claim is there.
     cancelling: HashSet<JobId>,
     retries: Vec<requests::PendingRetry>,
@@ -426,6 +431,7 @@ impl Director {
             self.keep_history();
         }
         self.to_prober(prober::Ask::Reconfigure(Arc::new(self.state.rules.clone())));
+        start::make_folders(&self.root, &self.config);
         // Everything unclaimed is judged by the new routes: the scanner offers it again.
         self.state.take_offers();
         self.to_scanner(inbox::Answer::Reconfigure {
@@ -446,7 +452,7 @@ impl Director {
             return;
         }
         self.dirty = true;
-        let (what, why) = (check.what.as_str(), crate::item::escape(check.message.as_bytes()));
+        let (what, why) = (check.what.as_str(), crate::item::shown(&check.message));
         match check.state {
             Condition::Ok if before.is_some_and(|it| it.state != Condition::Ok) => info!(what, "well again"),
             Condition::Ok => {}
@@ -559,6 +565,7 @@ impl Director {
     fn answer_scanner(&mut self) {
         if !self.taken.is_empty() {
             let taken = std::mem::take(&mut self.taken);
+            self.unheard.extend(taken.iter().cloned());
             self.to_scanner(inbox::Answer::Taken(taken));
         }
     }

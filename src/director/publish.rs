@@ -5,7 +5,7 @@ use crate::api::view::{
     Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, ResidentView, RunningView, Status, View,
 };
 use crate::devices::DeviceId;
-use crate::inbox::ItemInfo;
+use crate::inbox::{CandidateKey, ItemInfo};
 use crate::item::Stage;
 use crate::plan;
 use crate::state::{Job, Phase, Resident, ResidentId, Warmth};
@@ -40,7 +40,9 @@ impl Director {
 
     fn status(&self) -> Status {
         let stages = self.state.stages();
-        let tally = self.spool.tally.read();
+        let (tally, filed) = self.spool.tally.read_with_filed();
+        // Moved already, and counted there.
+        let moved = filed.saturating_sub(self.filed);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: Some(std::process::id()),
@@ -54,11 +56,11 @@ impl Director {
             uptime_s: Some((self.state.now.0.as_secs_f64() * 1000.0).round() / 1000.0),
             counts: Counts {
                 arriving: self.counts.arriving,
-                ready: self.counts.ready,
+                ready: self.counts.ready.saturating_sub(self.on_their_way().count() as u64),
                 held: self.counts.held_total,
                 claimed: stages.claimed,
                 // A result that isn't durable yet: its item hasn't ended.
-                running: stages.running + stages.committing,
+                running: stages.running + stages.committing.saturating_sub(moved),
                 retrying: stages.retrying,
                 done: tally.done,
                 failed: tally.failed,
@@ -92,10 +94,20 @@ impl Director {
         }
     }
 
+    /// Items that the scanner counts as ready and that are jobs already, or about to be: each counts once.
+    fn on_their_way(&self) -> impl Iterator<Item = CandidateKey> {
+        let claiming = self.state.jobs().filter(|job| matches!(job.stage, Stage::Claiming));
+        let keys = claiming.map(|job| {
+            let record = &job.record;
+            CandidateKey { folder: record.folder.clone(), name: record.item_name() }
+        });
+        keys.chain(self.taken.iter().cloned()).chain(self.unheard.iter().cloned())
+    }
+
     fn held(&self) -> Vec<HeldView> {
         let shown = |it: &crate::inbox::HeldItem| HeldView {
             name: it.key.name.escaped(),
-            reason: crate::item::escape(it.reason.as_bytes()),
+            reason: crate::item::shown(&it.reason),
             since: it.since,
         };
         self.counts.held.iter().map(shown).collect()
@@ -106,12 +118,12 @@ impl Director {
         let mut rows: Vec<Listed> = self.state.jobs().take(LIVE).map(|job| self.job_row(job)).collect();
         for it in &self.counts.held {
             rows.push(Listed {
-                reason: Some(crate::item::escape(it.reason.as_bytes())),
+                reason: Some(crate::item::shown(&it.reason)),
                 ..inbox_row("held", &it.key, None, it.route.clone())
             });
         }
-        let offered: std::collections::HashSet<_> =
-            self.state.offers().flat_map(|(_, line)| line).map(|it| &it.key).collect();
+        let offers = self.state.offers().flat_map(|(_, line)| line).map(|it| it.key.clone());
+        let told: std::collections::HashSet<CandidateKey> = offers.chain(self.on_their_way()).collect();
         for (route, line) in self.state.offers() {
             for candidate in line {
                 let reason = plan::why_offer_waits(&self.state, &self.snapshot, candidate);
@@ -121,7 +133,7 @@ impl Director {
         }
         let info =
             |state: &'static str| move |it: &ItemInfo| inbox_row(state, &it.key, it.arrived_at, it.route.clone());
-        rows.extend(self.counts.ready_names.iter().filter(|it| !offered.contains(&it.key)).map(info("ready")));
+        rows.extend(self.counts.ready_names.iter().filter(|it| !told.contains(&it.key)).map(info("ready")));
         rows.extend(self.counts.arriving_names.iter().map(info("arriving")));
         rows.extend(self.counts.ignored_names.iter().map(info("ignored")));
         rows.truncate(LIVE);

@@ -158,7 +158,7 @@ fn success_is_exit_0_with_all_outputs_and_nothing_said_against_it() {
     check("", "exit0 lost", "none counted; done");
     check("", "exit0 oom", "none counted; done");
     check("", "exit0 missing", "missing-output counted; retry in 5s");
-    check("", "exit0 failed", "reported counted, against device; retry in 5s");
+    check("", "exit0 failed", "reported counted; retry in 5s");
     check("", "exit3 done", "exit counted, against device; retry in 5s");
     let Next::Finish(ending) = assessed("", "exit0 done", 2).next else { panic!("it is done") };
     assert_eq!(ending.result.map(|result| result.get().to_owned()).as_deref(), Some("{\"a\":1}"));
@@ -194,13 +194,9 @@ fn the_items_own_failures_are_counted_and_bounded() {
     check(
         "exit exit",
         "protocol",
-        "protocol counted, against device; failed protocol: broke the protocol of fd 3: not JSON after attempt 3 of 3",
+        "protocol counted; failed protocol: broke the protocol of fd 3: not JSON after attempt 3 of 3",
     );
-    check(
-        "exit exit",
-        "exit0 failed",
-        "reported counted, against device; failed reported: bad\\u{1b}header after attempt 3 of 3",
-    );
+    check("exit exit", "exit0 failed", "reported counted; failed reported: bad\\u{1b}header after attempt 3 of 3");
     check(
         "exit exit",
         "exit3 failed",

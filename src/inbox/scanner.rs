@@ -83,6 +83,8 @@ pub(super) struct Core {
     times: Times,
     /// In `--once` mode: what came later doesn't count.
     pub(super) until_ns: Option<i128>,
+    /// How many items were taken, as far as it was told.
+    pub(super) taken: u64,
     pub(super) scanned: bool,
     notices: Sender<Notice>,
     offered: Vec<Candidate>,
@@ -111,6 +113,7 @@ impl Core {
             lease_trouble: None,
             times,
             until_ns,
+            taken: 0,
             scanned: false,
             notices,
             offered: Vec::new(),
@@ -274,7 +277,11 @@ impl Core {
 
     fn take_answer(&mut self, answer: Answer) {
         match answer {
-            Answer::Taken(keys) => keys.iter().for_each(|key| self.take_taken(key)),
+            Answer::Taken(keys) => {
+                self.taken += keys.len() as u64;
+                self.reported.touch();
+                keys.iter().for_each(|key| self.take_taken(key));
+            }
             Answer::Refused { key, reason, retry_in } => self.take_refusal(&key, reason, retry_in),
             Answer::Unsettled(key) => {
                 if let Some((f, name)) = self.place_of(&key) {

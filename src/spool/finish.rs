@@ -78,6 +78,11 @@ impl Finish {
         Finish { quiet: true, ..self }
     }
 
+    /// Nobody waits for its answer.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     pub(super) fn step(&self) -> Step {
         self.step
     }
