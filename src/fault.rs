@@ -38,6 +38,12 @@ pub enum Next {
     },
     /// The director ends: the job stays in `claimed/` for the next start.
     Requeue,
+    /// Nothing was begun: the same attempt is still to come.
+    Unlease,
+    /// A batch failed as a whole: again at once, in batches of so many at most.
+    Halve {
+        limit: u32,
+    },
 }
 
 /// Attempts that weren't the item's fault before it has failed: a host that is upset for an hour must not cost an item
@@ -67,6 +73,15 @@ const EXIT_LATER: i32 = 75;
 
 /// Assesses one report against the job's record (whose last attempt is the one reported) and its route.
 pub fn assess(record: &JobRecord, report: &Report, device_lost: bool) -> Assessment {
+    let nobodys = |next| Assessment { reason: None, counted: false, against_device: false, next };
+    if report.end == End::NotBegun {
+        return nobodys(Next::Unlease);
+    }
+    let stopped = matches!(report.end, End::Stopped { .. });
+    // Who of several was it? Halves are tried until one stands alone; none is blamed before.
+    if report.beside > 0 && !stopped && !device_lost {
+        return nobodys(Next::Halve { limit: (report.beside + 1).div_ceil(2) });
+    }
     let case = Case { record, report, earlier: earlier(record, report) };
     match verdict(&case, device_lost) {
         Fault::None => done(report),
@@ -185,6 +200,10 @@ fn verdict(case: &Case, device_lost: bool) -> Fault {
             let limit = case.record.route.timeout.unwrap_or(report.ran);
             item(Reason::Timeout, told(format!("over its time of {}", humantime::format_duration(limit))))
         }
+        End::NotReady { within } => item(
+            Reason::Timeout,
+            format!("its resident worker was not ready within {}", humantime::format_duration(*within)),
+        ),
         // What a worker says, or how it says it, is its own doing: a GPU that fails shows itself by an exit or a signal.
         End::Protocol(error) => {
             not_the_device(Reason::Protocol, format!("broke the protocol of fd 3: {}", words(error)))

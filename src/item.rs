@@ -368,6 +368,9 @@ pub struct JobRecord {
     /// How many attempts lay behind it when it was last retried by hand: its tries are counted from there.
     #[serde(default)]
     pub revived_after: u32,
+    /// The largest batch it may be part of: a batch failed as a whole, and nobody knows for which of its items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_limit: Option<u32>,
 }
 
 impl JobRecord {
@@ -501,10 +504,16 @@ impl Stage {
             (Claimed { next, .. }, Step::Lease { on }) => Ok(Preparing { n: next, on, since: now }),
             (Claimed { .. } | Retrying { .. }, Step::Commit { outcome }) => Ok(Committing { outcome }),
             (Preparing { n, on, .. }, Step::Launch) => Ok(Running { n, on, since: now }),
-            // Its attempt never began, also when it was told to stop meanwhile; a cancelled one is committed instead.
-            (Preparing { n, .. } | Stopping { n, why: StopWhy::Shutdown | StopWhy::DeviceLost, .. }, Step::Unlease) => {
-                Ok(Claimed { next: n, since: now })
-            }
+            // Its attempt never began, also when it was told to stop meanwhile; a cancelled one is committed instead. What
+            // a resident worker had in line when it ended never began either.
+            (
+                Preparing { n, .. }
+                | Running { n, .. }
+                | Stopping { n, why: StopWhy::Shutdown | StopWhy::DeviceLost, .. },
+                Step::Unlease,
+            ) => Ok(Claimed { next: n, since: now }),
+            // The resident worker that was started for it never got ready.
+            (Claimed { next, .. }, Step::Retry { at }) => Ok(Retrying { next: next + 1, at }),
             // The spool already writes the attempt; the stop is carried out when the worker starts, or instead of it.
             (Preparing { n, on, since } | Running { n, on, since }, Step::Stop { why }) => {
                 Ok(Stopping { n, on, why, since })

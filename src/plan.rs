@@ -4,6 +4,7 @@
 
 mod floor;
 mod waits;
+mod warm;
 
 #[cfg(test)]
 mod tests;
@@ -15,11 +16,12 @@ use crate::config::Route;
 use crate::devices::{DeviceId, DeviceKind, HostMode, Snapshot};
 use crate::inbox::{Candidate, CandidateKey};
 use crate::item::{JobId, Stage};
-use crate::state::{Demand, Line, Phase, Pool, Rank, State};
+use crate::state::{Demand, Line, Phase, Pool, Rank, ResidentId, State};
 
 pub(crate) use floor::for_more;
 use floor::{Floor, Look, Need, Taking};
 pub use waits::{Waits, why_offer_waits, why_waiting};
+use warm::{Hope, Warm};
 
 /// What the director is to do, in this order.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +34,12 @@ pub enum Decision {
     Refuse { key: CandidateKey, reason: String },
     /// Give these devices to the job and start its next attempt.
     Start { job: JobId, on: Vec<DeviceId> },
+    /// Start a resident worker on these devices for the job's route; the job waits until one is ready for it.
+    Warm { job: JobId, on: Vec<DeviceId> },
+    /// Hand these jobs to a resident worker, as one batch.
+    Hand { jobs: Vec<JobId>, to: ResidentId },
+    /// The resident worker ends what it has, and goes.
+    Retire { resident: ResidentId },
     /// A running attempt lost its device.
     Stop { job: JobId },
     /// A retry's time has come. The same plan may start it.
@@ -47,12 +55,16 @@ pub fn plan(state: &State, snapshot: &Snapshot) -> Vec<Decision> {
     let due = state.due();
     let mut decisions: Vec<Decision> = due.iter().map(|&job| Decision::Due { job }).collect();
     decisions.extend(lost(state, snapshot).into_iter().map(|job| Decision::Stop { job }));
+    let over = warm::over(state, snapshot);
+    decisions.extend(over.iter().map(|&resident| Decision::Retire { resident }));
     if state.phase != Phase::Running {
         return decisions;
     }
     let mut planner = Planner::new(state, snapshot, &due);
+    planner.warm.dismiss(&over);
     planner.start_waiting();
     planner.take_offers();
+    planner.decisions.extend(planner.warm.batches());
     decisions.append(&mut planner.decisions);
     if !planner.checks.is_empty() {
         decisions.push(Decision::Check { devices: planner.checks });
@@ -69,7 +81,11 @@ fn lost(state: &State, snapshot: &Snapshot) -> BTreeSet<JobId> {
     let leased = state.devices().filter(|(_, device)| !device.leases.held.is_empty());
     let held = leased.filter(|(id, _)| gone(id)).flat_map(|(_, device)| &device.leases.held);
     let running = |id: &JobId| matches!(state.job(*id).map(|job| &job.stage), Some(Stage::Running { .. }));
-    held.map(|lease| lease.job).filter(running).collect()
+    let theirs = |id: JobId| match state.resident(id) {
+        Some(resident) => resident.jobs.iter().map(|(job, _)| *job).collect(),
+        None => vec![id],
+    };
+    held.flat_map(|lease| theirs(lease.job)).filter(running).collect()
 }
 
 /// One plan in the making.
@@ -77,6 +93,7 @@ struct Planner<'a> {
     state: &'a State,
     snapshot: &'a Snapshot,
     floor: Floor<'a>,
+    warm: Warm<'a>,
     /// The retries that this plan lets in, by line.
     due: BTreeMap<Line, BTreeSet<Rank>>,
     /// What this plan changes in the counts of running and waiting jobs.
@@ -114,7 +131,8 @@ impl<'a> Planner<'a> {
         }
         let floor = Floor::new(state, snapshot);
         let (started, decisions, checks) = (HashMap::new(), Vec::new(), Vec::new());
-        Planner { state, snapshot, floor, due: lines, started, ahead, decisions, checks }
+        let warm = Warm::new(state);
+        Planner { state, snapshot, floor, warm, due: lines, started, ahead, decisions, checks }
     }
 
     fn running_of(&self, route: &str) -> u32 {
@@ -146,23 +164,65 @@ impl<'a> Planner<'a> {
             return false;
         }
         let need = Need::of_job(job, line, self.snapshot);
+        if demand.resident
+            && let Some(settled) = self.seat(job, demand)
+        {
+            return settled;
+        }
         let Some(places) = self.floor.place(&need) else {
+            self.make_room(job, &need);
             self.floor.keep(&need);
             return false;
         };
-        *self.started.entry(demand.route.clone()).or_default() += 1;
+        // A worker that is started is no item that runs.
+        *self.started.entry(demand.route.clone()).or_default() += u32::from(!demand.resident);
         let fresh = places.iter().all(|&at| self.floor.spot(at).look == Look::Fresh);
         self.floor.take(&places, &need, if fresh { Taking::Started } else { Taking::Promised });
         if !fresh {
             self.ask(&places);
             return true;
         }
+        let on = places.iter().map(|&at| self.floor.spot(at).reading.id.clone()).collect();
+        if demand.resident {
+            if let Some(route) = self.state.job(job).map(|job| job.route().clone()) {
+                self.warm.start(&route);
+            }
+            self.decisions.push(Decision::Warm { job, on });
+            return true;
+        }
+        self.has_left(&need, demand);
+        self.decisions.push(Decision::Start { job, on });
+        true
+    }
+
+    /// One job less is claimed and not started.
+    fn has_left(&mut self, need: &Need, demand: &Demand) {
         for count in [self.ahead.pool.get_mut(&need.pool), self.ahead.route.get_mut(&demand.route)] {
             count.into_iter().for_each(|count| *count = count.saturating_sub(1));
         }
-        let on = places.iter().map(|&at| self.floor.spot(at).reading.id.clone()).collect();
-        self.decisions.push(Decision::Start { job, on });
-        true
+    }
+
+    /// Finds a resident worker for the job. None: one must be started; else whether its line goes on.
+    fn seat(&mut self, job: JobId, demand: &Demand) -> Option<bool> {
+        let hope = self.warm.seat(self.state.job(job)?, self.state);
+        match hope {
+            Hope::Seated => {
+                *self.started.entry(demand.route.clone()).or_default() += 1;
+                Some(true)
+            }
+            Hope::Starting => Some(true),
+            Hope::Soon => Some(false),
+            Hope::None => warm::is_full(&self.warm, demand).then_some(false),
+        }
+    }
+
+    /// Sends away resident workers whose devices the job could have.
+    fn make_room(&mut self, job: JobId, need: &Need) {
+        let Some(job) = self.state.job(job) else { return };
+        let places = self.floor.taken_by_ours(need);
+        for _ in 0..need.count {
+            self.decisions.extend(self.warm.make_room(&places, &self.floor, job, self.state));
+        }
     }
 
     fn ask(&mut self, places: &[usize]) {
@@ -232,7 +292,8 @@ impl<'a> Planner<'a> {
         if need.count > 1 && (ahead > 0 || self.floor.ours_for(&need) < need.count) {
             return false;
         }
-        if need.memory.is_some_and(|memory| need.count == 1 && ahead >= self.floor.room(&need, memory)) {
+        let room = |memory| self.floor.room(&need, memory) + self.warm.room(need.pool, self.state);
+        if need.memory.is_some_and(|memory| need.count == 1 && ahead >= room(memory)) {
             return false;
         }
         let waiting = self.ahead.pool.get(&need.pool).copied().unwrap_or(0);
@@ -248,7 +309,7 @@ impl<'a> Planner<'a> {
 
     /// How many jobs of a pool may be claimed and not started: what slots can soon use.
     fn allowance(&self, pool: Pool) -> usize {
-        let soon = self.floor.free_slots(pool) + self.floor.usable(pool);
+        let soon = self.floor.free_slots(pool) + self.floor.usable(pool) + self.warm.room(pool, self.state);
         soon.max(self.state.recent_ends(pool)).min(MAX_AHEAD)
     }
 }

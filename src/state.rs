@@ -3,6 +3,7 @@
 //! more leases than slots, the indexes agree with the stages.
 
 mod check;
+mod residents;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque, btree_map, hash_map};
@@ -11,11 +12,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::config::{self, Route};
+use crate::config::{self, Mode, Route};
 use crate::devices::{self, Cordon, CordonBy, DeviceId, HostMode, Lease, Leases, Reading, Snapshot, Verdict};
 use crate::inbox::{Candidate, CandidateKey};
 use crate::item::{IllegalStep, JobId, JobRecord, Stage, Step};
 use crate::units::{Bytes, Moment};
+use residents::Residents;
+pub use residents::{PATIENCE, Resident, ResidentId, SHORTEST_TURN, Warmth};
 
 /// What the director as a whole is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +65,8 @@ pub struct Job {
     pub stage: Stage,
     pub pid: Option<i32>,
     pub progress: Option<Progress>,
+    /// The resident worker that has it; the leases are that one's.
+    pub resident: Option<ResidentId>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -72,6 +77,19 @@ pub struct Progress {
 }
 
 impl Job {
+    /// One that nothing was done for yet.
+    pub fn new(record: Arc<JobRecord>, stage: Stage) -> Job {
+        Job { record, stage, pid: None, progress: None, resident: None }
+    }
+
+    /// Since when it could start.
+    pub fn waits_since(&self) -> Option<Moment> {
+        match self.stage {
+            Stage::Claimed { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+
     pub fn route(&self) -> &Arc<Route> {
         &self.record.route
     }
@@ -94,6 +112,8 @@ pub struct Demand {
     pub gpu_memory: Option<Bytes>,
     pub cpu_fallback: bool,
     pub max_running: Option<u32>,
+    /// Its items go to resident workers.
+    pub resident: bool,
 }
 
 impl Demand {
@@ -105,6 +125,7 @@ impl Demand {
             gpu_memory: route.gpu_memory,
             cpu_fallback: route.cpu_fallback,
             max_running: route.max_running,
+            resident: route.mode == Mode::Resident,
         }
     }
 
@@ -193,6 +214,9 @@ pub struct State {
     /// What the inbox offers, oldest first, by priority and route.
     offers: BTreeMap<(Reverse<i32>, String), VecDeque<Candidate>>,
     devices: BTreeMap<DeviceId, Device>,
+    residents: Residents,
+    /// The routes in force: a resident of another one has nothing to wait for.
+    routes: Vec<Arc<Route>>,
     /// The last ends, for the claims ahead.
     ends: HashMap<Pool, VecDeque<Moment>>,
     counts: Stages,
@@ -240,6 +264,8 @@ impl State {
             retrying: BTreeSet::new(),
             offers: BTreeMap::new(),
             devices: BTreeMap::new(),
+            residents: Residents::default(),
+            routes: Vec::new(),
             ends: HashMap::new(),
             counts: Stages::default(),
         }
@@ -306,6 +332,7 @@ impl State {
         let Some(mut job) = self.jobs.remove(&id) else {
             return Err(IllegalStep { stage: Stage::Withdrawn, step });
         };
+        let unleased = step == Step::Unlease;
         let next = match job.stage.after(step, self.now) {
             Ok(next) => next,
             Err(illegal) => {
@@ -315,10 +342,12 @@ impl State {
         };
         self.index(&job, Indexing::Out);
         self.move_leases(&job, &next);
+        let began = !unleased && !matches!(job.stage, Stage::Preparing { .. });
         job.stage = next;
         if job.stage.leased().is_empty() {
             job.pid = None;
             job.progress = None;
+            self.leave_resident(&mut job, began);
         }
         if matches!(job.stage, Stage::Ended { .. } | Stage::Withdrawn) {
             return Ok(());
@@ -364,7 +393,8 @@ impl State {
             return;
         }
         let id = job.record.id;
-        for device in held {
+        let own = job.resident.is_none();
+        for device in held.iter().filter(|_| own) {
             let device = self.devices.entry(device.clone()).or_default();
             device.leases.held.retain(|lease| lease.job != id);
             // Only an attempt that could have started a process leaves something behind on its device.
@@ -380,7 +410,7 @@ impl State {
                 ends.pop_front();
             }
         }
-        for device in wanted {
+        for device in wanted.iter().filter(|_| own) {
             let lease = Lease { job: id, memory: job.route().gpu_memory, since: self.now, group: None };
             self.devices.entry(device.clone()).or_default().leases.held.push(lease);
             // The CPU pool has no neighbour to go on to.
@@ -558,7 +588,8 @@ impl State {
     /// The next moment at which time alone changes what a device may take, for the director's timer.
     pub fn next_change(&self, snapshot: &Snapshot) -> Option<Moment> {
         let present = snapshot.devices.iter().filter_map(|reading| self.devices.get(&reading.id));
-        present.filter_map(Device::cordon_ends).filter(|end| *end > self.now).min()
+        let cordons = present.filter_map(Device::cordon_ends).filter(|end| *end > self.now);
+        cordons.chain(self.next_resident_change()).min()
     }
 
     /// How many slots a device has.
@@ -575,6 +606,12 @@ impl State {
         let device = self.devices.get(&reading.id).unwrap_or(&NONE);
         let cordon = self.cordon_of(reading);
         devices::verdict(reading, &device.history, &device.leases, cordon, snapshot, &self.rules, self.now)
+    }
+
+    /// Who else uses a device on which our own worker is, in words.
+    pub fn strangers_on(&self, reading: &Reading) -> Option<String> {
+        let device = self.devices.get(&reading.id)?;
+        devices::verdict::strangers(reading, &device.history, &device.leases, &self.rules, self.now)
     }
 
     /// How many attempts of a pool ended within [`RECENT`].

@@ -7,17 +7,18 @@
 pub(crate) mod fixtures;
 mod gear;
 mod judge;
+mod residents;
 mod scenarios;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Policy, Route};
+use crate::config::{Batch, Mode, Policy, Route};
 use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, HostMode, Snapshot};
 use crate::fault::{self, Next};
 use crate::inbox::{Candidate, CandidateKey};
-use crate::item::{Attempt, JobId, Outcome, Stage, Step, StopWhy};
+use crate::item::{JobId, Outcome, Stage, Step, StopWhy};
 use crate::plan::{Decision, plan, refusal};
 use crate::state::{Job, Phase, State};
 use crate::units::{Bytes, Moment};
@@ -182,7 +183,8 @@ impl World {
         match self.chance.below(100) {
             0..22 => self.arrive(),
             22..50 => self.spool_answers(),
-            50..72 => self.worker_ends(),
+            50..68 => self.worker_ends(),
+            68..72 => self.resident_lives(),
             72..86 => self.sweep(),
             86..92 => self.device_changes(),
             92..94 => self.cordon_by_hand(),
@@ -237,6 +239,9 @@ impl World {
                 self.items.insert(number(&key), Fate::Aside);
             }
             Decision::Start { job, on } => self.start(job, on),
+            Decision::Warm { job, on } => self.warm(job, on),
+            Decision::Hand { jobs, to } => self.hand(jobs, to),
+            Decision::Retire { resident } => self.state.resident_retires(resident),
             Decision::Stop { job } => self.step(job, Step::Stop { why: StopWhy::DeviceLost }),
             Decision::Due { job } => self.step(job, Step::Due),
         }
@@ -272,7 +277,7 @@ impl World {
         self.next_job += 1;
         let mut record = record(n, candidate.route.clone());
         record.id = id;
-        self.state.insert(Job { record: Arc::new(record), stage: Stage::Claiming, pid: None, progress: None });
+        self.state.insert(Job::new(Arc::new(record), Stage::Claiming));
         self.spool.push(Task::Claim { id, candidate: Box::new(candidate) });
         self.of_job.insert(id, n);
         assert_eq!(self.items.insert(n, Fate::Claimed(id)), Some(Fate::Offered), "an item is claimed once");
@@ -286,6 +291,10 @@ impl World {
         let at = self.chance.below(self.spool.len() as u64) as usize;
         match self.spool.swap_remove(at) {
             Task::Claim { id, candidate } => self.claim_answered(id, *candidate),
+            Task::Prepare { id } if self.state.job(id).is_some_and(|job| job.resident.is_some()) => {
+                let to = self.state.job(id).and_then(|job| job.resident).expect("a resident's job");
+                self.prepared_for_resident(id, to);
+            }
             Task::Prepare { id } => match self.state.job(id).expect("a prepared job").stage.clone() {
                 Stage::Preparing { .. } => self.launch(id),
                 // A stop came first: nothing was started, and its worker says so.
@@ -339,19 +348,7 @@ impl World {
             Stage::Preparing { n, .. } => *n,
             stage => panic!("leased in {stage:?}"),
         };
-        let mut durable = false;
-        self.state.rewrite(id, |record| match record.attempts.last_mut().filter(|last| last.ended_at.is_none()) {
-            Some(planned) => {
-                assert_eq!(planned.n, n, "attempts count on");
-                (planned.devices, durable) = (on, true);
-            }
-            None => record.attempts.push(Attempt { devices: on, ..Attempt::planned(n) }),
-        });
-        if durable {
-            self.launch(id);
-        } else {
-            self.spool.push(Task::Prepare { id });
-        }
+        if self.plan_attempt(id, n, on) { self.launch(id) } else { self.spool.push(Task::Prepare { id }) }
     }
 
     fn launch(&mut self, id: JobId) {
@@ -397,6 +394,10 @@ impl World {
 
     /// A worker's one report, taken in as the director does.
     fn report(&mut self, id: JobId, end: End) {
+        self.report_beside(id, end, 0);
+    }
+
+    fn report_beside(&mut self, id: JobId, end: End, beside: u32) {
         let job = self.state.job(id).expect("a job that ran").clone();
         let on = job.stage.leased().to_vec();
         let attempt = job.record.attempts.last().expect("the attempt is recorded").n;
@@ -413,6 +414,7 @@ impl World {
                 .then(|| Said::Failed { error: "no".to_owned(), retry: attempt.is_multiple_of(2) }),
             missing_outputs: if !quiet && self.chance.percent(3) { vec!["*".to_owned()] } else { Vec::new() },
             out_of_memory: !quiet && self.chance.percent(10),
+            beside,
         };
         let gone = |id: &DeviceId| self.snapshot.devices.iter().find(|it| it.id == *id).is_none_or(|it| it.health.lost);
         let lost = matches!(job.stage, Stage::Stopping { why: StopWhy::DeviceLost, .. }) || on.iter().any(gone);
@@ -422,6 +424,9 @@ impl World {
             let last = record.attempts.last_mut().expect("the attempt is recorded");
             (last.ended_at, last.reason, last.counted) = (Some(report.ended_at), found.reason, found.counted);
             last.exit_code = if let End::Exited(code) = report.end { Some(code) } else { None };
+            if let Next::Halve { limit } = found.next {
+                record.batch_limit = Some(limit);
+            }
             if matches!(found.next, Next::Retry { avoid: true, .. }) {
                 record.avoid.extend(on.iter().filter(|id| **id != DeviceId::cpu()).cloned());
                 record.avoid.sort();
@@ -447,7 +452,16 @@ impl World {
                 let at = self.state.now + after;
                 self.step(id, Step::Retry { at });
             }
-            Next::Requeue => self.step(id, Step::Requeue),
+            Next::Requeue | Next::Halve { .. } => self.step(id, Step::Requeue),
+            Next::Unlease => self.step(id, Step::Unlease),
+        }
+        if let Some(resident) = job.resident {
+            self.state.note_pace(&job.route().name, report.ran / 1000);
+            // A stop ends the whole process.
+            if matches!(report.end, End::Stopped { .. }) {
+                self.state.resident_retires(resident);
+            }
+            return;
         }
         for gear in self.gear.iter_mut().filter(|gear| on.contains(&gear.reading.id)) {
             gear.lingers_until = self.state.now + Duration::from_millis(self.chance.below(300));
@@ -529,6 +543,7 @@ impl World {
             self.spool_answers();
         }
         self.worker_ends();
+        self.residents_go_on();
         self.decide();
     }
 
@@ -564,6 +579,13 @@ fn some_route(n: u64, chance: &mut Chance) -> Route {
     route.max_running = chance.of(&[None, None, Some(1), Some(2)]);
     route.retries = chance.of(&[0, 2, 5]);
     route.backoff = Duration::from_millis(chance.of(&[0, 10, 5000]));
+    if chance.percent(35) {
+        route.mode = Mode::Resident;
+        let max_wait = Duration::from_millis(chance.of(&[0, 0, 500]));
+        route.batch = Batch { max_items: chance.of(&[1, 1, 4, 16]), max_wait };
+        route.resident.max_items = chance.of(&[None, None, Some(1), Some(20)]);
+        route.resident.idle_timeout = Duration::from_millis(chance.of(&[0, 100, 600_000]));
+    }
     route
 }
 

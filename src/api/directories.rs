@@ -290,6 +290,7 @@ impl Directories {
             counts: self.counts()?,
             devices: Vec::new(),
             running: Vec::new(),
+            residents: Vec::new(),
             held: Vec::new(),
             health: Vec::new(),
         })

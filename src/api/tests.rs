@@ -38,6 +38,7 @@ fn view(number: u64, live: Vec<Listed>) -> View {
         counts: Counts { ready: number, ..Counts::default() },
         devices: Vec::new(),
         running: Vec::new(),
+        residents: Vec::new(),
         held: Vec::new(),
         health: Vec::new(),
     };

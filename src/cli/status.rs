@@ -142,7 +142,7 @@ fn device_table(devices: &[DeviceView], reasons: bool) -> Table {
             short(device),
             if device.name.eq_ignore_ascii_case(&device.id) { String::new() } else { device.name.clone() },
             device.verdict.clone(),
-            format!("{}/{}", device.leases.len(), device.slots),
+            format!("{}/{}", device.taken, device.slots),
             output::of_total(device.memory_used, device.memory_total),
             device.utilization.map(|load| format!("{load}%")).unwrap_or_default(),
             device.temperature.map(|degrees| format!("{degrees}°")).unwrap_or_default(),
@@ -198,6 +198,7 @@ mod tests {
             verdict: verdict.to_owned(),
             reason: reason.to_owned(),
             slots: 1,
+            taken: 0,
             leases: Vec::new(),
             memory_total: Some(80 << 30),
             memory_used: Some(3 << 30),
@@ -233,6 +234,7 @@ mod tests {
                 started_at: Some(at("2026-11-22T11:00:00Z")),
                 progress: Some(ProgressView { fraction: Some(0.425), message: Some("layer 3\u{1b}[2J".to_owned()) }),
             }],
+            residents: Vec::new(),
             held: vec![HeldView {
                 name: "x.pdf".to_owned(),
                 reason: "no route matches it".to_owned(),
@@ -280,6 +282,7 @@ mod tests {
             state: DirectorState::Stopped,
             devices: Vec::new(),
             running: Vec::new(),
+            residents: Vec::new(),
             held: Vec::new(),
             health: Vec::new(),
             ..status()

@@ -94,6 +94,8 @@ impl Problems {
     pub(super) fn into_error(self, name: &str, text: &str) -> Option<ConfigError> {
         let mut problems = self.0.into_inner();
         problems.sort_by_key(|problem| problem.at.start);
+        // A value that is read for two reasons is wrong once.
+        problems.dedup_by(|one, other| one.at == other.at && one.message == other.message);
         problems.truncate(Self::TOLD);
         let source = Arc::new(NamedSource::new(name, printable(text)));
         let mut errors = problems.into_iter().map(|problem| {

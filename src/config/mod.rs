@@ -5,6 +5,7 @@ mod command;
 mod error;
 mod parse;
 mod place;
+mod resident;
 mod route;
 mod schema;
 mod stored;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub use parse::{Overrides, Source};
+pub use resident::{Batch, Resident};
 pub use warning::Warning;
 
 use crate::item::ItemKind;
@@ -217,6 +219,11 @@ pub struct Route {
     /// Program and arguments with their placeholders, already checked.
     pub command: Vec<String>,
     pub mode: Mode,
+    /// Of a resident worker: how many items it is handed at once, and how long it lives.
+    #[serde(default)]
+    pub batch: Batch,
+    #[serde(default)]
+    pub resident: Resident,
     pub env: BTreeMap<String, String>,
     /// Absolute, or with placeholders; none: the configuration's directory.
     pub cwd: Option<String>,
@@ -261,6 +268,8 @@ impl Route {
             kind: RouteKind::File,
             command,
             mode: Mode::Oneshot,
+            batch: Batch::default(),
+            resident: Resident::default(),
             env: BTreeMap::new(),
             cwd: None,
             dir: dir.into(),

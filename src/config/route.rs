@@ -11,7 +11,7 @@ use toml::de::DeTable;
 use super::parse::{VISIBLE, optional_path, value};
 use super::template::Placeholder;
 use super::text::{Fault, Table};
-use super::{Mode, Ready, Route, RouteKind, place, template};
+use super::{Ready, Route, RouteKind, place, resident, template};
 use crate::item::escape;
 use crate::units::Bytes;
 
@@ -74,7 +74,7 @@ fn name(table: &Table<'_>) -> Option<Spanned<String>> {
 
 fn route(table: &Table<'_>, name: String, dir: &Path, root: &Path) -> Route {
     let default = Route::new(name, Vec::new(), dir);
-    refuse_later(table);
+    let (mode, batch, resident) = resident::read(table);
     let gpus = table.integer("gpus", 0..=256);
     let gpu_memory = table.size("gpu_memory", Bytes(1));
     let count = gpus.as_ref().map_or(default.gpus, |gpus| *gpus.get_ref());
@@ -93,6 +93,9 @@ fn route(table: &Table<'_>, name: String, dir: &Path, root: &Path) -> Route {
         patterns: patterns(table, "match", name_pattern),
         kind: value(table.choice("kind", kinds), default.kind),
         command: command(table),
+        mode,
+        batch,
+        resident,
         env: env(table),
         cwd: cwd(table, dir),
         gpus: count,
@@ -109,41 +112,6 @@ fn route(table: &Table<'_>, name: String, dir: &Path, root: &Path) -> Route {
         ready: table.table("ready").map_or_else(Ready::default, |table| ready(&table)),
         publish: publish(table, dir, root),
         ..default
-    }
-}
-
-/// Keys that belong to later work: their defaults say what happens today, anything else would be ignored.
-fn refuse_later(table: &Table<'_>) {
-    let later = |at, what: String, help: &str| {
-        table.problem(at, format!("{what} is not available yet"), Fault::new("comes with a later version").help(help));
-    };
-    if let Some(mode) = table.choice("mode", &[("oneshot", Mode::Oneshot), ("resident", Mode::Resident)])
-        && *mode.get_ref() == Mode::Resident
-    {
-        let help = "use `mode = \"oneshot\"`: the command starts once for each attempt";
-        later(mode.span(), table.called("mode = \"resident\""), help);
-    }
-    let one = "every worker takes one item at a time: leave `batch` out";
-    if let Some(batch) = table.table("batch") {
-        let max_items = batch.integer("max_items", 1..=1_000_000u32).filter(|items| *items.get_ref() != 1);
-        let max_wait = batch.duration("max_wait", Duration::ZERO..=Duration::MAX);
-        let max_wait = max_wait.filter(|wait| !wait.get_ref().is_zero());
-        let items = max_items.map(|items| (items.span(), "max_items"));
-        for (at, key) in items.into_iter().chain(max_wait.map(|wait| (wait.span(), "max_wait"))) {
-            later(at, batch.called(key), one);
-        }
-    }
-    if let Some(resident) = table.table("resident") {
-        let any = || Duration::ZERO..=Duration::MAX;
-        let idle = resident.duration("idle_timeout", any()).filter(|t| *t.get_ref() != Duration::from_secs(600));
-        let items = resident.integer("max_items", 0..=u32::MAX).filter(|items| *items.get_ref() != 0);
-        let ready = resident.duration("ready_timeout", any()).filter(|t| *t.get_ref() != Duration::from_secs(300));
-        let idle = idle.map(|idle| (idle.span(), "idle_timeout"));
-        let items = items.map(|items| (items.span(), "max_items"));
-        let ready = ready.map(|ready| (ready.span(), "ready_timeout"));
-        for (at, key) in idle.into_iter().chain(items).chain(ready) {
-            later(at, resident.called(key), "there are no resident workers yet: leave `resident` out");
-        }
     }
 }
 

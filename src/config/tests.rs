@@ -106,10 +106,12 @@ const BAD: &[&str] = &[
     "+cwd = \"work/{room}\"",
     "+ready = { marker = \"\", validator = [\"\"] }",
     "+ready = { validator = [\"check\", \"{out}\"] }",
-    // What comes later.
-    "+mode = \"resident\"",
+    // Resident workers.
+    "+mode = \"residant\"",
     "+batch = { max_items = 8, max_wait = \"1s\" }",
-    "+resident = { idle_timeout = \"1m\" }",
+    "+mode = \"resident\"\nbatch = { max_items = 513 }\nresident = { ready_timeout = \"0s\", idle = \"1m\" }",
+    "[[route]]\nname = \"x\"\nmode = \"resident\"\ncommand = [\"serve\", \"--file={item}\"]\nenv = { A = \"{out}\" }",
+    // What comes later.
     "+split = { lines = 5000 }",
     "[[notify]]\nurl = \"https://example.org\"",
     "[[engine]]\nkind = \"slurm\"",
@@ -178,6 +180,20 @@ fn values_mean_what_they_say() {
     check("ready = { min_bytes = 10 }", &|route| route.ready.min_bytes = Bytes(10));
     check("ready = { min_bytes = '1KiB' }", &|route| route.ready.min_bytes = Bytes(1024));
     check("batch = { max_items = 1 }\nresident = { max_items = 0 }\nmode = 'oneshot'", &|_| {});
+    check("mode = 'resident'\nbatch = { max_items = 16, max_wait = '2s' }", &|route| {
+        route.mode = Mode::Resident;
+        route.batch = Batch { max_items: 16, max_wait: Duration::from_secs(2) };
+    });
+    check("mode = 'resident'\nresident = { idle_timeout = '0s', max_items = 9, ready_timeout = '1m' }", &|route| {
+        route.mode = Mode::Resident;
+        route.resident =
+            Resident { idle_timeout: Duration::ZERO, max_items: Some(9), ready_timeout: Duration::from_secs(60) };
+    });
+    check("mode = 'resident'\ncwd = '{route}'\nenv = { D = '{device}' }", &|route| {
+        route.mode = Mode::Resident;
+        route.cwd = Some("/srv/gamdok/{route}".to_owned());
+        route.env.insert("D".to_owned(), "{device}".to_owned());
+    });
     check("visible = 'index'", &|route| route.visible = Some(Visible::Index));
 
     let devices = |text: &str| parse(text).expect(text).0.devices;

@@ -142,5 +142,19 @@ fn in_use(
     history.is_settling().then(|| Verdict::Busy("others used it until a moment ago".to_owned()))
 }
 
+/// Who uses a device beside our own workers on it, as far as its processes show that.
+pub(crate) fn strangers(
+    reading: &Reading,
+    history: &History,
+    leases: &Leases,
+    rules: &config::Devices,
+    now: Moment,
+) -> Option<String> {
+    match occupancy(reading, leases, history.baseline(rules), rules, now) {
+        Occupancy::Others { why, listed: true } => Some(why),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -6,20 +6,28 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{Director, Running};
-use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, ProcessKind, Reading, pin, prober};
+use crate::devices::{DeviceId, DeviceKind, ProcessKind, Reading, pin, prober};
 use crate::fault::{self, Next};
-use crate::item::{Attempt, JobId, JobRecord, Outcome, Stage, Step, StopWhy};
+use crate::item::{JobId, JobRecord, Outcome, Stage, Step, StopWhy};
 use crate::ledger;
 use crate::spool;
-use crate::state::{Progress, looked_at};
+use crate::state::{Progress, ResidentId, looked_at};
 use crate::units::{Bytes, Moment};
 use crate::worker::{self, End, Report};
 
 /// How long a failed attempt waits for a look at its devices. A driver that takes longer is about to hang.
 const EXAMINATION: Duration = Duration::from_secs(2);
+
+/// Who carries an attempt.
+#[derive(Debug)]
+pub(super) enum Holder {
+    /// A process of its own.
+    Own(worker::Handle),
+    Resident(ResidentId),
+}
 
 /// An attempt that failed, while its devices are looked at. Its leases last until it is judged.
 pub(super) struct Unjudged {
@@ -31,43 +39,24 @@ pub(super) struct Unjudged {
 impl Director {
     /// Gives the devices to the job and begins its next attempt.
     pub(super) fn start(&mut self, id: JobId, on: Vec<DeviceId>) {
-        let Some(Stage::Claimed { next: n, .. }) = self.state.job(id).map(|job| job.stage.clone()) else { return };
+        if !matches!(self.state.job(id).map(|job| &job.stage), Some(Stage::Claimed { .. })) {
+            return;
+        }
         // The lease is taken before the process starts and is never derived from the driver's lists.
         let held = match self.lock_devices(&on) {
             Ok(held) => held,
-            Err((device, by)) => {
-                debug!(job = %id, %device, by, "the device is another director's");
-                let cordon = Cordon { by: CordonBy::OtherDirector, since: self.state.now, reason: by };
-                // What keeps it out for longer stands.
-                if self.state.cordon(&device).is_none() {
-                    self.state.device_mut(&device).cordon = Some(cordon);
-                }
-                return;
-            }
+            Err((device, by)) => return self.locked_by_another(device, by),
         };
         self.held_locks.insert(id, held);
-        self.step(id, Step::Lease { on: on.clone() });
-        let mut durable = false;
-        let record = self.state.rewrite(id, |record| {
-            match record.attempts.last_mut().filter(|last| last.n == n && last.ended_at.is_none()) {
-                // On disk since the claim, or since a preparation that came to nothing.
-                Some(planned) => {
-                    durable = true;
-                    planned.devices = on;
-                }
-                None => record.attempts.push(Attempt { devices: on, ..Attempt::planned(n) }),
-            }
-        });
-        let Some(record) = record else { return };
-        if durable {
-            self.launch(id);
-        } else {
-            self.to_spool(spool::Task::Prepare { record });
+        self.step(id, Step::Lease { on });
+        match self.plan_attempt(id) {
+            None => self.launch(id),
+            Some(record) => self.to_spool(spool::Task::Prepare { record }),
         }
     }
 
     /// The devices' host-wide locks: held while these descriptors, and the worker's copies, are open.
-    fn lock_devices(&mut self, on: &[DeviceId]) -> Result<Vec<Arc<OwnedFd>>, (DeviceId, String)> {
+    pub(super) fn lock_devices(&mut self, on: &[DeviceId]) -> Result<Vec<Arc<OwnedFd>>, (DeviceId, String)> {
         let mut held = Vec::new();
         for device in on {
             held.extend(self.locks.take(device, self.state.now).map_err(|by| (device.clone(), by.to_string()))?);
@@ -76,6 +65,9 @@ impl Director {
     }
 
     pub(super) fn on_prepared(&mut self, id: JobId) {
+        if self.state.job(id).is_some_and(|job| job.resident.is_some()) {
+            return self.prepared_for_resident(id);
+        }
         match self.state.job(id).map(|job| job.stage.clone()) {
             Some(Stage::Preparing { .. }) => self.launch(id),
             // Stopped while its attempt was written: it never started.
@@ -97,7 +89,7 @@ impl Director {
         let launch = self.prepare_launch(&record, n, &on);
         self.step(id, Step::Launch);
         let energy = self.energy(&on);
-        let handle = worker::start(launch, self.events.clone(), self.clock);
+        let handle = Holder::Own(worker::start(launch, self.events.clone(), self.clock));
         self.running.insert(id, Running { handle, energy, peak_memory: None, started: self.state.now });
     }
 
@@ -147,8 +139,14 @@ impl Director {
     /// Asks a running attempt to end; its report says how it did.
     pub(super) fn stop(&mut self, id: JobId, why: StopWhy) {
         self.step(id, Step::Stop { why });
-        if let Some(running) = self.running.get(&id) {
-            running.handle.stop(why);
+        match self.running.get(&id).map(|running| &running.handle) {
+            Some(Holder::Own(handle)) => handle.stop(why),
+            Some(Holder::Resident(resident)) => {
+                if let Some(handle) = self.residents.get(resident) {
+                    handle.stop(Some(id), why);
+                }
+            }
+            None => {}
         }
     }
 
@@ -172,6 +170,7 @@ impl Director {
             }
             worker::Event::Count { name, by, .. } => *self.counters.entry(name).or_default() += by,
             worker::Event::Ended(report) => self.on_ended(*report),
+            worker::Event::Resident { id, news } => self.on_resident(id, news),
         }
     }
 
@@ -214,16 +213,29 @@ impl Director {
     }
 
     fn judge(&mut self, report: Report) {
+        let Some(job) = self.state.job(report.job) else { return };
+        let on = job.stage.leased().to_vec();
+        self.judge_on(report, on);
+    }
+
+    /// Judges an attempt that had these devices.
+    pub(super) fn judge_on(&mut self, report: Report, on: Vec<DeviceId>) {
         let id = report.job;
         let running = self.running.remove(&id);
         let Some(job) = self.state.job(id) else { return };
-        let on = job.stage.leased().to_vec();
+        let (resident, route_name) = (job.resident, job.record.route.name.clone());
         let lost = matches!(job.stage, Stage::Stopping { why: StopWhy::DeviceLost, .. }) || self.any_faulty(&on);
         let cancelled = matches!(job.stage, Stage::Stopping { why: StopWhy::Cancelled, .. });
         let mut assessment = fault::assess(&job.record, &report, lost);
         // It failed before its worker heard of the wish, which stands.
         if cancelled && matches!(assessment.next, Next::Retry { .. }) {
             assessment.next = Next::Finish(super::claims::cancelled_ending());
+        }
+        if matches!(assessment.next, Next::Unlease) {
+            return self.not_begun(id);
+        }
+        if resident.is_some() {
+            self.state.note_pace(&route_name, report.ran);
         }
         let peak = running.as_ref().and_then(|running| running.peak_memory);
         let energy = running.as_ref().and_then(|running| self.energy_spent(running, &on));
@@ -239,6 +251,9 @@ impl Director {
             last.counted = assessment.counted;
             last.peak_gpu_memory = peak;
             last.energy_joules = energy;
+            if let Next::Halve { limit } = assessment.next {
+                record.batch_limit = Some(limit);
+            }
             if matches!(assessment.next, Next::Retry { avoid: true, .. }) {
                 record.avoid.extend(on.iter().filter(|device| **device != DeviceId::cpu()).cloned());
                 record.avoid.sort();
@@ -258,10 +273,15 @@ impl Director {
                 // Written down now, so that a counted attempt stays counted if the director dies before the next.
                 self.to_spool(spool::Task::Save { record });
             }
-            Next::Requeue => {
+            // Answered above.
+            Next::Unlease => {}
+            Next::Requeue | Next::Halve { .. } => {
                 self.step(id, Step::Requeue);
                 self.to_spool(spool::Task::Save { record });
             }
+        }
+        if resident.is_some() {
+            return;
         }
         self.held_locks.remove(&id);
         let gpus: Vec<DeviceId> = on.into_iter().filter(|device| *device != DeviceId::cpu()).collect();
@@ -270,6 +290,15 @@ impl Director {
                 self.state.device_mut(device).asked_at = Some(self.state.now);
             }
             self.to_prober(prober::Ask::Check(gpus));
+        }
+    }
+
+    /// What a resident had in line when it ended: as if it had never been handed over.
+    fn not_begun(&mut self, id: JobId) {
+        match self.state.job(id).map(|job| &job.stage) {
+            Some(Stage::Stopping { why: StopWhy::Cancelled, .. }) => self.commit(id, super::claims::cancelled_ending()),
+            Some(_) => self.step(id, Step::Unlease),
+            None => {}
         }
     }
 
@@ -306,7 +335,7 @@ impl Director {
         }
     }
 
-    fn energy(&self, on: &[DeviceId]) -> BTreeMap<DeviceId, (u64, Moment)> {
+    pub(super) fn energy(&self, on: &[DeviceId]) -> BTreeMap<DeviceId, (u64, Moment)> {
         let reading = |id: &DeviceId| {
             let reading = self.snapshot.devices.iter().find(|reading| reading.id == *id)?;
             Some((reading.energy_millijoules?, reading.energy_at))
@@ -341,12 +370,18 @@ impl Director {
             let Some(processes) = &reading.processes else { continue };
             let Some(device) = self.state.device(&reading.id) else { continue };
             for lease in &device.leases.held {
+                let job = match self.state.resident(lease.job).map(|resident| &resident.jobs[..]) {
+                    None => lease.job,
+                    Some([(only, _)]) => *only,
+                    // Of several items nobody can tell whose it is.
+                    Some(_) => continue,
+                };
                 let ours = processes.iter().filter(|process| {
                     process.kind != ProcessKind::Graphics
                         && (process.job == Some(lease.job) || (lease.group.is_some() && process.group == lease.group))
                 });
                 let used: Bytes = ours.filter_map(|process| process.memory).sum();
-                let sum = used_by.entry(lease.job).or_default();
+                let sum = used_by.entry(job).or_default();
                 *sum = *sum + used;
             }
         }
@@ -358,7 +393,7 @@ impl Director {
     }
 }
 
-fn words(devices: &[DeviceId]) -> String {
+pub(super) fn words(devices: &[DeviceId]) -> String {
     let ids: Vec<&str> = devices.iter().map(|device| device.0.as_str()).collect();
     ids.join(",")
 }

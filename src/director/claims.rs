@@ -57,12 +57,12 @@ impl Director {
     pub(super) fn claim_candidate(&mut self, candidate: Candidate, cancelled: bool) -> JobId {
         let id = self.new_id();
         let record = provisional(id, &candidate, cancelled);
-        self.state.insert(Job { record: Arc::new(record), stage: Stage::Claiming, pid: None, progress: None });
+        self.state.insert(Job::new(Arc::new(record), Stage::Claiming));
         self.to_spool(spool::Task::Claim { id, candidate, cancelled });
         id
     }
 
-    fn new_id(&mut self) -> JobId {
+    pub(super) fn new_id(&mut self) -> JobId {
         match self.ids.generate() {
             Ok(id) => JobId(id),
             // 2^80 ids within one millisecond are used up: any later one serves.
@@ -201,7 +201,7 @@ impl Director {
             rest => Stage::Retrying { next, at: self.state.now + rest },
         };
         let cancelled = record.cancelled;
-        self.state.insert(Job { record, stage, pid: None, progress: None });
+        self.state.insert(Job::new(record, stage));
         if cancelled {
             self.commit(id, cancelled_ending());
         }
@@ -265,5 +265,6 @@ fn provisional(id: JobId, candidate: &Candidate, cancelled: bool) -> JobRecord {
         avoid: Vec::new(),
         cancelled,
         revived_after: 0,
+        batch_limit: None,
     }
 }

@@ -6,6 +6,7 @@ mod attempts;
 mod claims;
 mod publish;
 mod requests;
+mod residents;
 mod start;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -28,7 +29,7 @@ use crate::ledger::{self, Ledger};
 use crate::plan::{Decision, plan};
 use crate::root::Root;
 use crate::spool::{self, Spool};
-use crate::state::{Phase, State};
+use crate::state::{Phase, ResidentId, Stages, State};
 use crate::units::{Clock, Moment};
 use crate::{api, worker};
 
@@ -93,7 +94,7 @@ const PROBER_QUIET: Duration = Duration::from_secs(10);
 
 /// A worker that runs, with what must be let go when it ends.
 struct Running {
-    handle: worker::Handle,
+    handle: attempts::Holder,
     /// Where the boards' energy counters stood, and when.
     energy: BTreeMap<DeviceId, (u64, Moment)>,
     peak_memory: Option<u64>,
@@ -110,6 +111,9 @@ struct Director {
     counts: inbox::Counts,
     health: BTreeMap<What, Check>,
     running: HashMap<JobId, Running>,
+    residents: HashMap<ResidentId, worker::ResidentHandle>,
+    /// Batches that wait for their attempts to be written down.
+    forming: Vec<residents::Forming>,
     locks: Locks,
     /// What each running attempt's devices are locked with.
     held_locks: HashMap<JobId, Vec<Arc<OwnedFd>>>,
@@ -182,6 +186,9 @@ impl Director {
     fn decide(&mut self) {
         self.state.now = self.clock.now();
         self.expire();
+        if !self.residents.is_empty() && self.once_is_done() {
+            self.drain();
+        }
         for decision in plan(&self.state, &self.snapshot) {
             self.carry_out(decision);
         }
@@ -285,6 +292,9 @@ impl Director {
             Decision::Claim { key } => self.claim(&key),
             Decision::Refuse { key, reason } => self.refuse(&key, reason),
             Decision::Start { job, on } => self.start(job, on),
+            Decision::Warm { job, on } => self.warm(job, on),
+            Decision::Hand { jobs, to } => self.hand(jobs, to),
+            Decision::Retire { resident } => self.retire(resident),
             Decision::Stop { job } => self.stop(job, StopWhy::DeviceLost),
             Decision::Due { job } => self.step(job, Step::Due),
         }
@@ -303,14 +313,18 @@ impl Director {
         let stages = self.state.stages();
         let busy = stages.running > 0 || stages.committing > 0;
         match self.state.phase {
-            Phase::Draining => !busy && !self.state.is_claiming(),
+            Phase::Draining => !busy && !self.state.is_claiming() && self.residents.is_empty(),
             // What can't be written (full disk), a result or a planned attempt, isn't waited for: the next start goes on.
-            Phase::Stopping => self.running.is_empty() && (!busy || self.spool_is_stuck()),
-            Phase::Paused | Phase::Running => {
-                let empty = stages.claimed == 0 && stages.retrying == 0 && self.retries.is_empty();
-                self.once && !busy && empty && self.counts.drained && self.state.offers().next().is_none()
-            }
+            Phase::Stopping => self.running.is_empty() && self.residents.is_empty() && (!busy || self.spool_is_stuck()),
+            Phase::Paused | Phase::Running => self.once_is_done() && self.residents.is_empty(),
         }
+    }
+
+    /// With `once`: all that lay in the inbox has ended.
+    fn once_is_done(&self) -> bool {
+        let stages = self.state.stages();
+        let empty = stages == Stages::default() && self.retries.is_empty();
+        self.once && empty && self.counts.drained && self.state.offers().next().is_none()
     }
 
     fn spool_is_stuck(&self) -> bool {
@@ -332,6 +346,7 @@ impl Director {
             for id in ids {
                 self.stop(id, StopWhy::Shutdown);
             }
+            self.residents.values().for_each(|resident| resident.stop(None, StopWhy::Shutdown));
         }
     }
 
@@ -411,6 +426,7 @@ impl Director {
         info!(routes = new.routes.len(), "the changed configuration is in force");
         self.config = new;
         self.state.rules = devices::resolved(&self.config.devices);
+        self.state.set_routes(self.config.routes.clone());
         if kept {
             self.keep_history();
         }

@@ -1,12 +1,14 @@
 //! The published view: a numbered copy of the state for everyone who reads. Nobody else ever sees the state itself.
 
 use super::{Director, PUBLISH_EVERY, PUBLISH_LARGE_EVERY};
-use crate::api::view::{Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, RunningView, Status, View};
+use crate::api::view::{
+    Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, ResidentView, RunningView, Status, View,
+};
 use crate::devices::DeviceId;
 use crate::inbox::{CandidateKey, ItemInfo};
 use crate::item::Stage;
 use crate::plan;
-use crate::state::{Job, Phase};
+use crate::state::{Job, Phase, Resident, ResidentId, Warmth};
 use crate::units::Moment;
 
 /// More live rows than this aren't published: a reader of so many asks the ledger.
@@ -67,8 +69,28 @@ impl Director {
             },
             devices: self.snapshot.devices.iter().map(|it| DeviceView::new(&self.state, it, &self.snapshot)).collect(),
             running: self.state.jobs().filter(|job| !job.stage.leased().is_empty()).map(running_view).collect(),
+            residents: self.state.residents().map(|(id, it)| self.resident_view(id, it)).collect(),
             held: self.held(),
             health: self.health.values().cloned().collect(),
+        }
+    }
+
+    fn resident_view(&self, id: ResidentId, resident: &Resident) -> ResidentView {
+        let state = match resident.warmth {
+            Warmth::Starting => "starting",
+            Warmth::Ready { .. } if resident.jobs.is_empty() => "idle",
+            Warmth::Ready { .. } => "busy",
+            Warmth::Retiring => "retiring",
+        };
+        let jobs = resident.jobs.iter().filter_map(|(job, _)| self.state.job(*job));
+        ResidentView {
+            id: id.to_string(),
+            route: resident.route.name.clone(),
+            devices: resident.on.iter().map(|device| device.0.clone()).collect(),
+            state: state.to_owned(),
+            pid: resident.pid,
+            served: resident.served,
+            jobs: jobs.map(|job| job.record.dir().to_string()).collect(),
         }
     }
 

@@ -140,6 +140,8 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         counts: inbox::Counts::default(),
         health: all_well(),
         running: HashMap::new(),
+        residents: HashMap::new(),
+        forming: Vec::new(),
         locks: Locks::open(),
         held_locks: HashMap::new(),
         cores: Cores::default(),
@@ -179,6 +181,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         config,
     };
     director.state.now = clock.now();
+    director.state.set_routes(director.config.routes.clone());
     for device in spool::cordons::read(&root.state())? {
         warn!(%device, "still cordoned by hand");
         director.cordon_by_hand(&device);
@@ -261,6 +264,7 @@ fn first_view(root: &Root, mode: HostMode) -> View {
             counts: Counts::default(),
             devices: Vec::new(),
             running: Vec::new(),
+            residents: Vec::new(),
             held: Vec::new(),
             health: Vec::new(),
         },

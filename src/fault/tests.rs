@@ -36,6 +36,7 @@ fn report(end: End) -> Report {
         said: None,
         missing_outputs: Vec::new(),
         out_of_memory: false,
+        beside: 0,
     }
 }
 
@@ -55,6 +56,9 @@ fn told(words: &str) -> (Report, bool) {
             "stopped-lost" => told.end = stopped(StopWhy::DeviceLost),
             "no-program" => told.end = End::NotStarted { error: "no such file".to_owned(), host: false },
             "no-process" => told.end = End::NotStarted { error: "out of processes".to_owned(), host: true },
+            "beside" => told.beside = number() as u32,
+            "not-begun" => told.end = End::NotBegun,
+            "not-ready" => told.end = End::NotReady { within: Duration::from_secs(300) },
             "changed" => told.end = End::ItemChanged,
             "gone" => told.end = End::ItemMissing,
             "protocol" => told.end = End::Protocol("not JSON".to_owned()),
@@ -82,6 +86,8 @@ fn shown(assessment: &Assessment) -> String {
     let against = if assessment.against_device { ", against device" } else { "" };
     let next = match &assessment.next {
         Next::Requeue => "requeue".to_owned(),
+        Next::Unlease => "as if never handed over".to_owned(),
+        Next::Halve { limit } => format!("again in batches of {limit}"),
         Next::Retry { after, avoid } => {
             format!("retry in {}s{}", after.as_secs_f64(), if *avoid { " elsewhere" } else { "" })
         }
@@ -130,6 +136,19 @@ fn a_retry_by_hand_gives_all_tries_again() {
     check(4, "exit3", "exit counted, against device; retry in 10s");
     check(5, "exit1 lost", "device-lost uncounted, against device; retry in 0s elsewhere");
     check(5, "oom exit1", "out-of-memory uncounted, against device; retry in 5s elsewhere");
+}
+
+#[test]
+fn a_batch_that_fails_as_a_whole_blames_nobody_until_one_stands_alone() {
+    check("", "signal11 beside15", "none uncounted; again in batches of 8");
+    check("exit@gpu0", "exit1 beside2", "none uncounted; again in batches of 2");
+    check("", "timeout beside1", "none uncounted; again in batches of 1");
+    check("", "signal11 beside0", "signal counted, against device; retry in 5s");
+    check("", "signal11 beside3 lost", "device-lost uncounted, against device; retry in 0s elsewhere");
+    check("", "cancelled beside3", "cancelled uncounted; cancelled cancelled: cancelled during attempt 1");
+    check("", "shutdown beside3", "none uncounted; requeue");
+    check("exit@gpu0", "not-begun", "none uncounted; as if never handed over");
+    check("", "not-ready", "timeout counted, against device; retry in 5s");
 }
 
 #[test]

@@ -93,11 +93,11 @@ Claimed   claimed1 -           -           -           -           -           -
 Withdraw  gone     -           -           -           -           -           -           -           -           -          -     -
 Lease     -        prepare2    -           -           -           -           -           -           -           -          -     -
 Launch    -        -           run2        -           -           -           -           -           -           -          -     -
-Unlease   -        -           claimed2    -           -           claimed2    claimed2    -           -           -          -     -
+Unlease   -        -           claimed2    claimed2    -           claimed2    claimed2    -           -           -          -     -
 Cancel    -        -           cancel2     cancel2     cancel2     cancel2     cancel2     -           -           -          -     -
 Shutdown  -        -           shut2       shut2       cancel2     shut2       lose2       -           -           -          -     -
 Lose      -        -           lose2       lose2       cancel2     shut2       lose2       -           -           -          -     -
-Retry     -        -           retry3      retry3      retry3      retry3      retry3      -           -           -          -     -
+Retry     -        retry3      retry3      retry3      retry3      retry3      retry3      -           -           -          -     -
 Due       -        -           -           -           -           -           -           -           claimed2    -          -     -
 Commit    -        commit:done commit:done commit:done commit:done commit:done commit:done commit:done commit:done -          -     -
 Requeue   -        -           claimed2    claimed3    claimed3    claimed3    claimed3    -           -           -          -     -

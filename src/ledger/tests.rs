@@ -94,6 +94,7 @@ impl World {
             avoid: Vec::new(),
             cancelled: false,
             revived_after: 0,
+            batch_limit: None,
         };
         let result = outcome.map(|(outcome, _)| ResultRecord {
             outcome,

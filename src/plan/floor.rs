@@ -363,6 +363,13 @@ impl<'a> Floor<'a> {
         self.keeping = true;
     }
 
+    /// The devices that would do for an item, were fewer of our own workers on them.
+    pub(super) fn taken_by_ours(&self, need: &Need) -> Vec<usize> {
+        let avoiding = self.avoiding(need);
+        let ours = |bar: Bar| matches!(bar, Bar::NoSlot(_) | Bar::NoMemory(_) | Bar::Kept(_));
+        (0..self.spots.len()).filter(|&at| self.bar(at, need, avoiding).is_some_and(ours)).collect()
+    }
+
     /// Slots of a pool that nobody has.
     pub(super) fn free_slots(&self, pool: Pool) -> usize {
         self.pool(pool).map(|spot| spot.free_slots() as usize).sum()

@@ -1,3 +1,5 @@
+mod residents;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -131,6 +133,7 @@ impl Host {
         route.priority = value(words, "prio").map_or(0, |text| text.parse().expect(text));
         route.max_running = number(words, "max").map(|most| most as u32);
         route.cpu_fallback = !words.contains(&"nofallback");
+        residents::of_route(&mut route, words);
         let route = Arc::new(route);
         self.names.insert(job_id(n), words[0].to_owned());
         if words.contains(&"offered") {
@@ -139,7 +142,7 @@ impl Host {
         }
         let mut record = record(n, route);
         record.avoid = value(words, "avoid").map(device_ids).unwrap_or_default();
-        let job = Job { record: Arc::new(record), stage: Stage::Claiming, pid: None, progress: None };
+        let job = Job::new(Arc::new(record), Stage::Claiming);
         self.state.insert(job);
         let on = value(words, "on").or(value(words, "stopping")).map(device_ids);
         let mut steps = vec![Step::Claimed];
@@ -177,6 +180,11 @@ impl Host {
             Decision::Claim { key } => format!("claim {}", item(key)),
             Decision::Refuse { key, reason } => format!("refuse {}: {reason}", item(key)),
             Decision::Start { job, on } => format!("{} on {}", name(job), list(on)),
+            Decision::Warm { job, on } => format!("warm {} on {}", name(job), list(on)),
+            Decision::Hand { jobs, to } => {
+                format!("{} to r{}", jobs.iter().map(name).collect::<Vec<_>>().join("+"), to.0.timestamp_ms())
+            }
+            Decision::Retire { resident } => format!("retire r{}", resident.0.timestamp_ms()),
             Decision::Stop { job } => format!("stop {}", name(job)),
             Decision::Due { job } => format!("due {}", name(job)),
         });

@@ -35,8 +35,10 @@ impl<'a> Waits<'a> {
             Stage::Claimed { .. } | Stage::Retrying { .. } => {
                 let line = job.line();
                 let need = Need::of_job(job.record.id, &line, self.planner.snapshot);
+                let warm = || self.planner.warm.why(job, state).filter(|_| line.demand.resident);
                 self.halted()
                     .or_else(|| self.started(job.record.id))
+                    .or_else(warm)
                     .unwrap_or_else(|| self.full_route(&line.demand).unwrap_or_else(|| self.devices(floor, &need)))
             }
         }
@@ -79,7 +81,10 @@ impl<'a> Waits<'a> {
 
     /// What the plan itself does with the job.
     fn started(&self, id: JobId) -> Option<String> {
-        let start = |decision: &Decision| matches!(decision, Decision::Start { job, .. } if *job == id);
+        let start = |decision: &Decision| match decision {
+            Decision::Start { job, .. } | Decision::Warm { job, .. } => *job == id,
+            _ => false,
+        };
         self.planner.decisions.iter().any(start).then(|| "it is about to start".to_owned())
     }
 

@@ -65,6 +65,7 @@ impl Claim {
             avoid: Vec::new(),
             cancelled,
             revived_after: 0,
+            batch_limit: None,
         };
         let dir = JobDir::new(name, id);
         Claim { id, candidate, record, dir, folder, job: None, moved: false, companions: Vec::new(), kept: false }

@@ -22,10 +22,20 @@ use crate::worker::LockRecord;
 /// Jobs of which something lives, with the processes that can be seen.
 pub(super) type Alive = BTreeMap<JobId, Vec<i32>>;
 
-/// A job that may have living processes.
+/// Whose processes may live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Home {
+    /// A job's, in `claimed/`.
+    Claimed,
+    /// A resident worker's, in `.gamdok/residents/`.
+    Residents,
+}
+
+/// A job, or a resident worker, that may have living processes.
 #[derive(Clone, Debug)]
 pub(super) struct Suspect {
     pub(super) id: JobId,
+    pub(super) home: Home,
     pub(super) dir: JobDir,
     /// Between SIGTERM and SIGKILL.
     pub(super) grace: Duration,
@@ -38,6 +48,31 @@ const LOOKS: usize = 5;
 /// A lock whose holder can't be seen: a process that dies, or one that was just forked and has no environment of its own
 /// yet. It shows itself, or lets go, within moments.
 const UNSEEN: Duration = Duration::from_millis(20);
+
+/// Where resident workers have their directories, below the root.
+const RESIDENTS: &str = ".gamdok/residents";
+
+/// Ends the resident workers of the last director, and removes their directories. One that hangs in the kernel has its
+/// SIGKILL before it: it does nothing more, and its device's lock tells that it is there.
+pub(super) fn end_residents(ground: &Ground, clock: Clock) {
+    let home = ground.root.path().join(RESIDENTS);
+    let Ok(entries) = std::fs::read_dir(&home) else { return };
+    let known = entries.flatten().filter_map(|entry| JobDir::parse(&entry.file_name()));
+    let suspects: Vec<Suspect> =
+        known.map(|(dir, id)| Suspect { id, home: Home::Residents, dir, grace: RESIDENT_GRACE }).collect();
+    if suspects.is_empty() {
+        return;
+    }
+    let alive = end_all(ground, clock, &suspects);
+    for suspect in suspects.iter().filter(|suspect| !alive.contains_key(&suspect.id)) {
+        if let Err(error) = std::fs::remove_dir_all(home.join(suspect.dir.as_str())) {
+            tracing::warn!(resident = %suspect.dir, %error, "cannot remove what a resident worker left");
+        }
+    }
+}
+
+/// Nobody waits for what it has in hand.
+const RESIDENT_GRACE: Duration = Duration::from_secs(2);
 
 /// Ends everything that lives; answers with the jobs of which something still does.
 pub(super) fn end_all(ground: &Ground, clock: Clock, suspects: &[Suspect]) -> Alive {
@@ -101,7 +136,7 @@ impl Victim {
 /// What lives at this moment.
 fn survey(ground: &Ground, suspects: &[Suspect]) -> (Alive, Vec<Victim>) {
     let locks: BTreeMap<JobId, Lock> =
-        suspects.iter().filter_map(|suspect| Some((suspect.id, Lock::look(ground, suspect.dir.as_str())?))).collect();
+        suspects.iter().filter_map(|suspect| Some((suspect.id, Lock::look(ground, suspect)?))).collect();
     let processes = sweep(locks.values().any(|lock| lock.held));
     let (mut alive, mut victims) = (Alive::new(), Vec::new());
     for suspect in suspects {
@@ -134,8 +169,12 @@ struct Lock {
 }
 
 impl Lock {
-    fn look(ground: &Ground, dir: &str) -> Option<Lock> {
-        let job = record::open_dir(ground.claimed(), dir).ok()?;
+    fn look(ground: &Ground, suspect: &Suspect) -> Option<Lock> {
+        let job = match suspect.home {
+            Home::Claimed => record::open_dir(ground.claimed(), suspect.dir.as_str()),
+            Home::Residents => record::open_dir(ground.root.dir(), format!("{RESIDENTS}/{}", suspect.dir)),
+        };
+        let job = job.ok()?;
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&job, LOCK, flags, Mode::empty()).ok()?;
         let held = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

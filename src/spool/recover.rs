@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::fault_points::Faults;
 use super::finish::Finish;
 use super::ground::Ground;
-use super::orphans::{self, Suspect};
+use super::orphans::{self, Home, Suspect};
 use super::record::{self, Read};
 use super::{ClaimedJob, Recovered};
 use crate::config::{Mode as RouteMode, Ready, Route, RouteKind};
@@ -46,6 +46,8 @@ pub(super) fn recover_with(root: &Arc<Root>, clock: Clock, faults: Faults) -> Re
     };
     let ground = Ground::new(root.clone(), faults).map_err(unavailable)?;
     let mut recovered = Recovered::default();
+    // First: they may have any of the jobs in hand.
+    orphans::end_residents(&ground, clock);
     let (jobs, strangers) = list(&ground).map_err(unavailable)?;
     recovered.backlog.strangers = strangers;
     if jobs.is_empty() {
@@ -122,7 +124,7 @@ fn suspects(ground: &Ground, jobs: BTreeMap<JobId, JobDir>) -> Vec<Suspect> {
             _ => None,
         }
     };
-    let suspect = |(id, dir)| Suspect { id, grace: grace(id, &dir).unwrap_or(GRACE), dir };
+    let suspect = |(id, dir)| Suspect { id, home: Home::Claimed, grace: grace(id, &dir).unwrap_or(GRACE), dir };
     jobs.into_iter().map(suspect).collect()
 }
 
@@ -294,15 +296,16 @@ fn go_on(
 ) -> Result<(), Errno> {
     let rebooted = record.boot_id != ground.boot_id;
     record.boot_id.clone_from(&ground.boot_id);
+    // Only a help: a worker can have put anything in its place.
+    let note = record::read(job, record::LOCK)
+        .ok()
+        .flatten()
+        .and_then(|bytes| serde_json::from_slice::<LockRecord>(&bytes).ok());
     if let Some(last) = record.attempts.last_mut()
         && last.ended_at.is_none()
-        && (rebooted || has_log(job, last.n)?)
+        // A process of its own has a log from the start; what a resident worker was handed is noted in the lock.
+        && (rebooted || has_log(job, last.n)? || note.as_ref().is_some_and(|note| note.attempt == last.n))
     {
-        // Only a help: a worker can have put anything in its place.
-        let note = record::read(job, record::LOCK)
-            .ok()
-            .flatten()
-            .and_then(|bytes| serde_json::from_slice::<LockRecord>(&bytes).ok());
         last.pid = note.filter(|note| note.attempt == last.n).map(|note| note.pid).or(last.pid);
         last.ended_at = Some(Timestamp::now());
         last.reason = Some(Reason::Orphaned);
@@ -394,6 +397,7 @@ fn stand_in(job: BorrowedFd<'_>, id: JobId) -> JobRecord {
         avoid: Vec::new(),
         cancelled: false,
         revived_after: 0,
+        batch_limit: None,
     }
 }
 
@@ -406,6 +410,8 @@ pub fn no_route() -> Route {
         kind: RouteKind::Any,
         command: Vec::new(),
         mode: RouteMode::Oneshot,
+        batch: Default::default(),
+        resident: Default::default(),
         env: BTreeMap::new(),
         cwd: None,
         dir: std::path::PathBuf::new(),

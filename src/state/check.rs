@@ -22,12 +22,27 @@ impl State {
             rebuilt.index(job, Indexing::In);
             let on = job.stage.leased();
             agree(on.iter().collect::<BTreeSet<_>>().len() == on.len(), "a job's devices are different ones")?;
-            for device in on {
+            agree(job.resident.is_none() || !on.is_empty(), "only a leased job is a resident's")?;
+            if let Some(resident) = job.resident.and_then(|id| self.residents.all.get(&id)) {
+                agree(resident.jobs.iter().any(|(held, _)| held == id), "a resident knows its jobs")?;
+            }
+            for device in on.iter().filter(|_| job.resident.is_none()) {
                 let held = self.devices.get(device).map_or(&[][..], |device| &device.leases.held);
                 let leases = held.iter().filter(|lease| lease.job == *id).count();
                 agree(leases == 1, format_args!("job {id} has {leases} leases on {device}"))?;
             }
             agree(!on.is_empty() || (job.pid.is_none() && job.progress.is_none()), "only a leased job has a process")?;
+        }
+        for (id, resident) in &self.residents.all {
+            for device in &resident.on {
+                let held = self.devices.get(device).map_or(&[][..], |device| &device.leases.held);
+                let leases = held.iter().filter(|lease| lease.job == *id).count();
+                agree(leases == 1, format_args!("resident {id} has {leases} leases on {device}"))?;
+            }
+            for (held, _) in &resident.jobs {
+                let theirs = self.jobs.get(held).is_some_and(|job| job.resident == Some(*id));
+                agree(theirs, format_args!("{held} is the job of resident {id}"))?;
+            }
         }
         agree(rebuilt.waiting == self.waiting, "the waiting jobs are those in `Claimed`")?;
         agree(rebuilt.lines == self.lines, "the lines hold the waiting jobs")?;
@@ -40,8 +55,9 @@ impl State {
             let most = if *id == DeviceId::cpu() { self.rules.cpu_slots.unwrap_or(1) } else { self.rules.slots };
             agree(held.len() <= most as usize, format_args!("{id} has {} leases for {most} slots", held.len()))?;
             for lease in held {
-                let leased = self.jobs.get(&lease.job).is_some_and(|job| job.stage.leased().contains(id));
-                agree(leased, format_args!("the lease of {} on {id} is a job's", lease.job))?;
+                let by_job = self.jobs.get(&lease.job).is_some_and(|job| job.stage.leased().contains(id));
+                let by_resident = self.residents.all.get(&lease.job).is_some_and(|it| it.on.contains(id));
+                agree(by_job || by_resident, format_args!("the lease of {} on {id} is somebody's", lease.job))?;
             }
         }
         Ok(())

@@ -1,9 +1,11 @@
 //! The course of one attempt: looks, locks, starts the process, listens to it, ends it in time, kills what it left
 //! behind, and finds out how it went. One wait for everything: the process, its channel, a stop, and the clock.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -21,7 +23,7 @@ use super::process::{Exit, NotStarted, Process};
 use super::strays::{self, Trail};
 use super::thread::StopSwitch;
 use super::{End, Event, Launch, Report, Said, outputs, program};
-use crate::item::{StopWhy, escape};
+use crate::item::{JobId, StopWhy, escape};
 use crate::proc::boot_id;
 use crate::sys::spawn::Spawn;
 use crate::units::Clock;
@@ -98,7 +100,15 @@ impl<'a> Attempt<'a> {
         let lock = self.take_lock()?;
 
         let begun = Instant::now();
-        let (mut process, channel) = self.start(&log, &lock)?;
+        let start = Start {
+            argv: &launch.argv,
+            env: &launch.env,
+            cwd: &launch.cwd,
+            cpus: &launch.cpus,
+            device_locks: &launch.device_locks,
+            job: launch.job,
+        };
+        let (mut process, channel) = start.begin(&log, &lock)?;
         let record = LockRecord {
             attempt: launch.attempt,
             pid: process.pid(),
@@ -157,31 +167,6 @@ impl<'a> Attempt<'a> {
                 Err(error) => return Err(End::Io(format!("cannot lock `{lock}`: {error}"))),
             }
         }
-    }
-
-    fn start(&self, log: &Log, lock: &JobLock) -> Result<(Process, OwnedFd), End> {
-        let launch = self.launch;
-        let not_started = |error: String, host: bool| End::NotStarted { error, host };
-        let command = launch.argv.first().ok_or_else(|| not_started("the command is empty".to_owned(), false))?;
-        let program = program::find(command, &launch.env, &launch.cwd).map_err(|error| not_started(error, false))?;
-        let null = dev_null().map_err(|error| not_started(format!("cannot open /dev/null: {error}"), true))?;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-            .map_err(|error| not_started(format!("cannot make the report channel: {error}"), true))?;
-        stay_on(&launch.cpus);
-
-        let log = log.file().as_fd();
-        let mut descriptors: Vec<BorrowedFd> = vec![null.as_fd(), log, log, theirs.as_fd(), lock.file().as_fd()];
-        descriptors.extend(launch.device_locks.iter().map(|lock| lock.as_fd()));
-        let spawn = Spawn {
-            program: &program,
-            argv: &launch.argv,
-            env: &launch.env,
-            cwd: &launch.cwd,
-            descriptors: &descriptors,
-        };
-        let process =
-            Process::start(&spawn, launch.job).map_err(|NotStarted { error, host }| not_started(error, host))?;
-        Ok((process, ours))
     }
 
     /// Waits until the process has ended, and does what comes up meanwhile. Answers its channel, if it is still open.
@@ -344,7 +329,7 @@ impl<'a> Attempt<'a> {
             Message::Progress { fraction, message, .. } => self.outbox.progress(fraction, message),
             Message::Count { name, by } => self.outbox.count(name, by)?,
             // Of a one-shot worker they say nothing that its life doesn't.
-            Message::Ready | Message::Heartbeat => {}
+            Message::Ready { .. } | Message::Heartbeat => {}
             Message::Unknown { kind } => {
                 if !std::mem::replace(&mut self.warned, true) {
                     let kind = escape(kind.as_bytes());
@@ -390,6 +375,39 @@ impl<'a> Attempt<'a> {
             self.report.out_of_memory = log.speaks_of_memory();
         }
         Ok(())
+    }
+}
+
+/// What is started: its words, its place, and what it inherits.
+pub(super) struct Start<'a> {
+    pub(super) argv: &'a [OsString],
+    pub(super) env: &'a [(OsString, OsString)],
+    pub(super) cwd: &'a Path,
+    pub(super) cpus: &'a [usize],
+    pub(super) device_locks: &'a [Arc<OwnedFd>],
+    /// What its strays are known by: the `GAMDOK_ID` in its environment.
+    pub(super) job: JobId,
+}
+
+impl Start<'_> {
+    /// Starts the process on this thread's cores; answers our end of its channel too.
+    pub(super) fn begin(&self, log: &Log, lock: &JobLock) -> Result<(Process, OwnedFd), End> {
+        let not_started = |error: String, host: bool| End::NotStarted { error, host };
+        let command = self.argv.first().ok_or_else(|| not_started("the command is empty".to_owned(), false))?;
+        let program = program::find(command, self.env, self.cwd).map_err(|error| not_started(error, false))?;
+        let null = dev_null().map_err(|error| not_started(format!("cannot open /dev/null: {error}"), true))?;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(|error| not_started(format!("cannot make the report channel: {error}"), true))?;
+        stay_on(self.cpus);
+
+        let log = log.file().as_fd();
+        let mut descriptors: Vec<BorrowedFd> = vec![null.as_fd(), log, log, theirs.as_fd(), lock.file().as_fd()];
+        descriptors.extend(self.device_locks.iter().map(|lock| lock.as_fd()));
+        let spawn =
+            Spawn { program: &program, argv: self.argv, env: self.env, cwd: self.cwd, descriptors: &descriptors };
+        let process =
+            Process::start(&spawn, self.job).map_err(|NotStarted { error, host }| not_started(error, host))?;
+        Ok((process, ours))
     }
 }
 

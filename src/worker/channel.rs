@@ -24,8 +24,10 @@ const MAX_NAME: usize = 200;
 /// One line, understood.
 #[derive(Debug)]
 pub(super) enum Message {
-    /// The worker can take items.
-    Ready,
+    /// The worker can take items; on which GPU, if it says so.
+    Ready {
+        device_uuid: Option<String>,
+    },
     Done {
         id: Option<JobId>,
         result: Option<Box<RawValue>>,
@@ -110,7 +112,9 @@ pub(super) fn parse(line: &[u8]) -> Result<Message, Broken> {
     }
     let Head { kind } = read(line)?;
     match &*kind {
-        "ready" => read(line).map(|Ready { .. }| Message::Ready),
+        "ready" => read(line).map(|Ready { device_uuid }| Message::Ready {
+            device_uuid: device_uuid.map(|uuid: String| shorten(uuid, MAX_NAME)),
+        }),
         "done" => {
             let Done { id, result } = read(line)?;
             if result.as_ref().is_some_and(|result| is_deeper_than(MAX_DEPTH, result.get())) {
@@ -186,9 +190,8 @@ struct Head<'a> {
 
 #[derive(Deserialize)]
 struct Ready {
-    /// Only looked at for its type.
-    #[serde(default, rename = "device_uuid")]
-    _device_uuid: Option<String>,
+    #[serde(default)]
+    device_uuid: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -247,6 +250,7 @@ mod tests {
                 format!("done {} {}", id.is_some(), result.as_ref().map_or("-", |result| result.get()))
             }
             Message::Failed { id, error, retry } => format!("failed {} {error:?} {retry}", id.is_some()),
+            Message::Ready { device_uuid } => format!("ready {}", device_uuid.as_deref().unwrap_or("-")),
             Message::Progress { fraction, message, .. } => format!("progress {fraction:?} {message:?}"),
             other => format!("{other:?}"),
         }
@@ -278,7 +282,8 @@ mod tests {
         check("\n \r\n", "");
         check("{\"type\":\"heartbeat\"}\n", "Heartbeat");
         check("{\"type\":\"heartbeat\"}", "Heartbeat");
-        check("{\"type\":\"ready\",\"device_uuid\":\"GPU-1\"}\n", "Ready");
+        check("{\"type\":\"ready\",\"device_uuid\":\"GPU-1\"}\n", "ready GPU-1");
+        check("{\"type\":\"ready\"}\n", "ready -");
         check("{\"type\":\"done\",\"id\":\"ID\"}\n", "done true -");
         check(
             "{\"result\":{\"b\":1.50,\"a\":[ 1e400 ]},\"type\":\"done\"}\r\n",

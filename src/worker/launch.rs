@@ -77,6 +77,9 @@ pub struct Expanded {
 const NOT_INHERITED: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
+/// What a resident worker's environment doesn't have: it is told of each item on fd 3.
+pub const OF_ONE_ITEM: [&str; 4] = ["GAMDOK_ITEM", "GAMDOK_NAME", "GAMDOK_OUT", "GAMDOK_ATTEMPT"];
+
 /// Fills in a route. `inherited` is the director's own environment.
 pub fn expand(route: &Route, facts: &Facts, inherited: impl IntoIterator<Item = (OsString, OsString)>) -> Expanded {
     let value = |placeholder| value(placeholder, route, facts);

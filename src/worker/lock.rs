@@ -47,6 +47,13 @@ fn read_all(file: File) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Says who has a job without holding its lock: a resident worker's process can't inherit one that came later. Its own
+/// lock tells whether it lives.
+pub(super) fn note(dir: &Path, record: &LockRecord) -> io::Result<()> {
+    let file = open(File::options().read(true).write(true).create(true).truncate(false).mode(0o640), dir)?;
+    JobLock { file }.write(record)
+}
+
 /// The lock, taken. Dropping it leaves it to the processes that inherited it.
 #[derive(Debug)]
 pub(super) struct JobLock {

@@ -116,6 +116,45 @@ impl Log {
         Ok(last == *b"\n")
     }
 
+    /// Its length in bytes; 0 where that can't be told.
+    pub(super) fn len(&self) -> u64 {
+        self.file.metadata().map_or(0, |meta| meta.len())
+    }
+
+    /// Throws away what is in it. The process appends, so it goes on at the start.
+    pub(super) fn empty(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.punched_to = None;
+        Ok(())
+    }
+
+    /// Appends what was written from `start` on to an attempt's own log. Nothing is made for nothing.
+    pub(super) fn copy_from(&mut self, start: u64, dir: &Path, attempt: u32) -> io::Result<()> {
+        let size = self.file.metadata()?.len();
+        if size <= start {
+            return Ok(());
+        }
+        let mut own = Log {
+            path: dir.join(format!("attempt-{attempt}.log")),
+            file: open(&dir.join(format!("attempt-{attempt}.log")))?,
+            limit: self.limit,
+            pace: Pace::new(Instant::now()),
+            punched_to: None,
+            unbounded: false,
+        };
+        self.file.seek(SeekFrom::Start(start))?;
+        io::copy(&mut (&self.file).take(size - start), &mut &own.file)?;
+        own.settle()
+    }
+
+    /// The last few lines, fit to be shown.
+    pub(super) fn last_lines(&self) -> String {
+        let tail = tail(&self.file).unwrap_or_default();
+        let lines: Vec<&[u8]> = tail.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+        let last = lines.iter().rev().take(3).rev().map(|line| crate::item::escape(line));
+        last.collect::<Vec<_>>().join(" | ")
+    }
+
     /// Whether its end says that memory ran out; asked only after a failure.
     pub(super) fn speaks_of_memory(&self) -> bool {
         tail(&self.file).is_ok_and(|tail| speaks_of_memory(&tail))
@@ -155,7 +194,7 @@ fn tail(file: &File) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn speaks_of_memory(text: &[u8]) -> bool {
+pub(super) fn speaks_of_memory(text: &[u8]) -> bool {
     SPEAKS_OF_MEMORY.iter().any(|words| text.windows(words.len()).any(|window| window == words.as_bytes()))
 }
 

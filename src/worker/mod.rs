@@ -7,10 +7,12 @@ mod item_check;
 mod launch;
 mod lock;
 mod log;
+mod message;
 mod outbox;
 mod outputs;
 mod process;
 mod program;
+mod resident;
 mod strays;
 #[cfg(test)]
 mod tests;
@@ -28,8 +30,9 @@ use serde_json::value::RawValue;
 use crate::item::{JobId, StopWhy};
 use crate::units::{Bytes, Moment};
 
-pub use launch::{DeviceWords, Expanded, Facts, expand};
+pub use launch::{DeviceWords, Expanded, Facts, OF_ONE_ITEM, expand};
 pub use lock::{LockRecord, is_held};
+pub use resident::{News, ResidentHandle, ResidentLaunch, Task, residents_dir, start_resident};
 pub use strays::adopt_orphans;
 pub use thread::{Handle, start};
 
@@ -75,6 +78,8 @@ pub enum Event {
     Count { job: JobId, attempt: u32, name: String, by: f64 },
     /// The one report.
     Ended(Box<Report>),
+    /// Of a resident worker itself.
+    Resident { id: JobId, news: News },
 }
 
 /// How an attempt ended: facts. Whose fault it was is decided in `fault`.
@@ -94,6 +99,8 @@ pub struct Report {
     pub missing_outputs: Vec<String>,
     /// The log's end speaks of GPU or host memory running out.
     pub out_of_memory: bool,
+    /// How many other items a resident worker had in hand when it failed without saying for which.
+    pub beside: u32,
 }
 
 /// How the process ended.
@@ -118,6 +125,12 @@ pub enum End {
         error: String,
         host: bool,
     },
+    /// A resident worker didn't say within its time that it is ready.
+    NotReady {
+        within: Duration,
+    },
+    /// A resident worker ended before it came to this item.
+    NotBegun,
     /// The item isn't what was claimed (attempt 1), or is gone (a retry).
     ItemChanged,
     ItemMissing,

@@ -94,6 +94,15 @@ impl Outbox {
         self.send_all(|events, event| events.send(event).map_err(|_| None));
     }
 
+    /// The same for an item of a resident worker: a start that nobody has heard of yet is part of the report, and short
+    /// items come by the thousand.
+    pub(super) fn finish_short(&mut self, now: Instant) {
+        if self.started.is_some() && self.not_before.is_some_and(|not_before| now < not_before) {
+            self.started = None;
+        }
+        self.finish();
+    }
+
     /// Sends until one doesn't go; answers whether all went. Nobody to hear it is as good as heard.
     fn send_all(&mut self, send: impl Fn(&Sender<Event>, Event) -> Result<(), Option<Event>>) -> bool {
         let (job, attempt) = (self.job, self.attempt);
@@ -135,6 +144,7 @@ mod tests {
             Event::Progress { fraction, .. } => format!("progress {}", fraction.unwrap_or_default()),
             Event::Count { name, by, .. } => format!("{name}+{by}"),
             Event::Ended(_) => "ended".to_owned(),
+            Event::Resident { news, .. } => format!("{news:?}"),
         }
     }
 

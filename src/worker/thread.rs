@@ -162,6 +162,7 @@ impl Reporter {
             said: None,
             missing_outputs: Vec::new(),
             out_of_memory: false,
+            beside: 0,
         };
         Reporter { report, begun: Instant::now(), events }
     }

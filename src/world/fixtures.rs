@@ -55,6 +55,7 @@ pub(crate) fn record(n: u64, route: Arc<Route>) -> JobRecord {
         avoid: Vec::new(),
         cancelled: false,
         revived_after: 0,
+        batch_limit: None,
     }
 }
 

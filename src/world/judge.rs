@@ -8,7 +8,7 @@ use super::{Fate, World};
 use crate::devices::{DeviceId, DeviceKind, Verdict};
 use crate::item::{JobId, JobRecord, Stage};
 use crate::plan::{Decision, MAX_AHEAD};
-use crate::state::{Phase, Pool};
+use crate::state::{Phase, Pool, ResidentId, State, Warmth};
 use crate::units::Bytes;
 
 impl World {
@@ -33,12 +33,46 @@ impl World {
                     assert!(self.snapshot.trouble.is_none() || stage.leased().iter().any(|id| !sound(id)));
                 }
                 Decision::Start { job, .. } => assert!(touched.insert(*job), "a job starts once"),
+                Decision::Warm { job, .. } => assert!(touched.insert(*job), "a worker is started for one job"),
+                Decision::Hand { jobs, to } => {
+                    assert!(jobs.iter().all(|job| touched.insert(*job)), "a job is handed over once");
+                    self.judge_batch(jobs, *to);
+                }
+                Decision::Retire { resident } => {
+                    let warmth = self.state.resident(*resident).expect("a resident").warmth;
+                    assert!(warmth != Warmth::Retiring && touched.insert(*resident), "it is sent away once");
+                }
                 Decision::Claim { .. } | Decision::Refuse { .. } => {}
             }
-            let moves = !matches!(decision, Decision::Due { .. } | Decision::Stop { .. });
+            let moves = !matches!(decision, Decision::Due { .. } | Decision::Stop { .. } | Decision::Retire { .. });
             assert!(!moves || self.state.phase == Phase::Running, "{decision:?} while {:?}", self.state.phase);
         }
         self.judge_claims(decisions);
+    }
+
+    fn judge_batch(&self, jobs: &[JobId], to: ResidentId) {
+        let resident = self.state.resident(to).expect("a resident");
+        let batch = &resident.route.batch;
+        assert!(matches!(resident.warmth, Warmth::Ready { .. }), "only a ready one is handed something");
+        assert!(resident.batches_in_flight() < 2, "one ahead at most");
+        assert!(!jobs.is_empty() && jobs.len() <= batch.max_items as usize);
+        if let Some(most) = resident.route.resident.max_items {
+            assert!(resident.served as usize + resident.jobs.len() + jobs.len() <= most as usize, "a life has its end");
+        }
+        for id in jobs {
+            let job = self.state.job(*id).expect("a job that waits");
+            // A retry whose time has come is let in by the same plan.
+            let waits = match job.stage {
+                Stage::Claimed { .. } => true,
+                Stage::Retrying { at, .. } => at <= self.state.now,
+                _ => false,
+            };
+            assert!(waits && resident.route == *job.route());
+            assert!(job.record.batch_limit.is_none_or(|most| jobs.len() <= most as usize), "a halved batch stays so");
+        }
+        if let Some(most) = resident.route.max_running {
+            assert!(self.state.running_of(&resident.route.name) as usize + jobs.len() <= most as usize);
+        }
     }
 
     fn judge_claims(&self, decisions: &[Decision]) {
@@ -87,7 +121,9 @@ impl World {
                 _ => false,
             });
             let ahead = ahead + due.count() - starts + claims;
-            let allowance = (free + usable).max(self.state.recent_ends(pool)).min(MAX_AHEAD);
+            let residents = self.state.residents().filter(|(_, it)| State::pool_of(it) == pool);
+            let warm: usize = residents.map(|(_, it)| self.state.reach(&it.route)).sum();
+            let allowance = (free + usable + warm).max(self.state.recent_ends(pool)).min(MAX_AHEAD);
             // One that could start this moment isn't held up by what waits for something else.
             let stuck = claims == 1 && claiming == 0 && free > 0;
             assert!(ahead <= allowance || stuck, "{claims} claims make {ahead} ahead, {allowance} are allowed");
@@ -144,7 +180,9 @@ impl World {
     pub(super) fn judge_attempts(&self, record: &JobRecord) {
         let counted = record.attempts.iter().filter(|attempt| attempt.counted).count();
         assert!(counted <= record.route.retries as usize + 1, "no more tries than the route allows");
-        assert!(record.attempts.len() - counted <= crate::fault::MAX_UNCOUNTED);
+        // What was cut off with others has no reason: nobody says whose fault it was.
+        let uncounted = record.attempts.iter().filter(|attempt| !attempt.counted && attempt.reason.is_some());
+        assert!(uncounted.count() <= crate::fault::MAX_UNCOUNTED);
         assert!(record.attempts.iter().zip(1..).all(|(attempt, n)| attempt.n == n), "attempts count on");
     }
 

@@ -1,0 +1,221 @@
+"""The worker's side of gamdok's report channel: one file, no dependencies, Python 3.9 or later.
+
+A resident worker loads its model once and then takes items one after another::
+
+    from gamdok_worker import serve
+
+    model = load_model()
+
+    def handle(item):
+        text = model.transcribe(item.path)
+        (item.out / "text.txt").write_text(text)
+        return {"words": len(text.split())}      # any JSON: kept in result.json
+
+    serve(handle)
+
+Everything before ``serve`` runs once for each process. An exception fails the item and the worker is replaced before the
+next attempt (a failure may have left it in a bad way); ``raise Refused("not audio")`` fails it for good, and the worker
+goes on. ``print`` goes to the item's log. In a one-shot command ``report()`` gives the same channel for progress, counters
+and a result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+import traceback
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+
+__all__ = ["Channel", "Item", "Refused", "report", "serve", "serve_batches"]
+
+#: The longest line of the channel, in bytes, without its newline.
+MAX_LINE = 1 << 20
+#: Only the end of a traceback matters to people.
+MAX_ERROR = 12 << 10
+
+
+class Refused(Exception):
+    """The item can never succeed: no retry. The worker itself is well and takes the next one."""
+
+
+class Channel:
+    """fd 3: one JSON object a line, both ways. Its methods may be called from any thread."""
+
+    def __init__(self, fd: Optional[int] = None) -> None:
+        number = int(os.environ["GAMDOK_FD"]) if fd is None else fd
+        self._socket = socket.socket(fileno=number)
+        # Not for the processes that the worker starts: the channel ends with the worker.
+        self._socket.set_inheritable(False)
+        self._lock = threading.Lock()
+        self._partial = b""
+        self._lines: List[bytes] = []
+
+    def send(self, message: Dict[str, Any]) -> None:
+        """Sends one message. Raises ValueError for what isn't JSON or is longer than 1 MiB."""
+        line = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
+        if len(line) > MAX_LINE:
+            raise ValueError(f"a message of {len(line)} bytes; the longest is {MAX_LINE}: write large results into item.out")
+        with self._lock:
+            self._socket.sendall(line + b"\n")
+
+    def ready(self, device_uuid: Optional[str] = None) -> None:
+        """Says that items can come; with the UUID of the GPU in use, gamdok checks that it is the one it gave."""
+        self.send({"type": "ready"} if device_uuid is None else {"type": "ready", "device_uuid": device_uuid})
+
+    def done(self, item_id: str, result: Any = None) -> None:
+        self.send({"type": "done", "id": item_id} if result is None else {"type": "done", "id": item_id, "result": result})
+
+    def failed(self, item_id: str, error: str, retry: bool = True) -> None:
+        self.send({"type": "failed", "id": item_id, "error": error[-MAX_ERROR:], "retry": retry})
+
+    def progress(self, fraction: Optional[float] = None, message: Optional[str] = None, item_id: Optional[str] = None) -> None:
+        """Shows how far it is: `fraction` from 0 to 1, a short `message`, or both."""
+        known = {"type": "progress", "id": item_id, "fraction": fraction, "message": message}
+        self.send({key: value for key, value in known.items() if value is not None})
+
+    def count(self, name: str, by: float = 1) -> None:
+        """Adds to a counter that is summed exactly over all workers."""
+        self.send({"type": "count", "name": name, "by": by})
+
+    def heartbeat(self) -> None:
+        """Says that the worker lives. One that has said so once is replaced after a minute of silence over an item."""
+        self.send({"type": "heartbeat"})
+
+    def receive(self) -> Optional[Dict[str, Any]]:
+        """Waits for the next message; None once there is none to come."""
+        while not self._lines:
+            try:
+                data = self._socket.recv(1 << 18)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return None
+            *lines, self._partial = (self._partial + data).split(b"\n")
+            self._lines = [line for line in reversed(lines) if line.strip()]
+        return json.loads(self._lines.pop())
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One item to work on. `path` is the file or directory, `out` an empty directory for results."""
+
+    id: str
+    path: pathlib.Path
+    name: str
+    out: pathlib.Path
+    attempt: int
+    channel: Channel = dataclasses.field(repr=False)
+
+    def progress(self, fraction: Optional[float] = None, message: Optional[str] = None) -> None:
+        self.channel.progress(fraction, message, self.id)
+
+    def count(self, name: str, by: float = 1) -> None:
+        self.channel.count(name, by)
+
+
+def report() -> Channel:
+    """The channel of a one-shot command: progress, counters, and `done(os.environ["GAMDOK_ID"], result)`."""
+    return Channel()
+
+
+def serve(handler: Callable[[Item], Any], *, device_uuid: Optional[str] = None) -> None:
+    """Takes items until gamdok says stop: `handler` gets one at a time and returns a result (JSON) or None."""
+
+    def handle_batch(items: Sequence[Item], channel: Channel) -> None:
+        for item in items:
+            try:
+                answer = handler(item)
+            except Exception as error:
+                _fail(channel, item, error)
+            else:
+                _done(channel, item, answer)
+
+    _serve(handle_batch, device_uuid)
+
+
+def serve_batches(handler: Callable[[List[Item]], Sequence[Any]], *, device_uuid: Optional[str] = None) -> None:
+    """Takes whole batches (`batch = { max_items = … }`): `handler` gets a list of items and returns as many results.
+
+    A result that is an exception fails its item alone. An exception out of `handler` ends the process: gamdok then tries
+    halves of the batch until the item that caused it stands alone.
+    """
+
+    def handle_batch(items: Sequence[Item], channel: Channel) -> None:
+        answers = handler(list(items))
+        if len(answers) != len(items):
+            raise ValueError(f"{len(answers)} results for {len(items)} items")
+        for item, answer in zip(items, answers):
+            if isinstance(answer, Exception):
+                _fail(channel, item, answer)
+            else:
+                _done(channel, item, answer)
+
+    _serve(handle_batch, device_uuid)
+
+
+def _done(channel: Channel, item: Item, answer: Any) -> None:
+    try:
+        channel.done(item.id, answer)
+    except (TypeError, ValueError) as error:
+        channel.failed(item.id, f"its result can't be sent: {error}", retry=False)
+
+
+def _fail(channel: Channel, item: Item, error: BaseException) -> None:
+    sys.stderr.write("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+    # On disk before the answer: what was printed until then is the item's log.
+    _flush()
+    channel.failed(item.id, f"{type(error).__name__}: {error}", retry=not isinstance(error, Refused))
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _items(message: Dict[str, Any], channel: Channel) -> List[Item]:
+    make = lambda it: Item(it["id"], pathlib.Path(it["item"]), it["name"], pathlib.Path(it["out"]), it["attempt"], channel)
+    return [make(it) for it in message["items"]]
+
+
+def _messages(channel: Channel) -> Iterator[Dict[str, Any]]:
+    while True:
+        message = channel.receive()
+        if message is None or message.get("type") == "stop":
+            return
+        yield message
+
+
+def _serve(handle_batch: Callable[[Sequence[Item], Channel], None], device_uuid: Optional[str]) -> None:
+    if "GAMDOK_FD" not in os.environ:
+        raise SystemExit("this is a resident worker of gamdok: run it by a route with mode = \"resident\"")
+    channel = Channel()
+    # SIGTERM ends it between two items where it can: the default would cut an item in the middle.
+    waiting = threading.Event()
+    stopping = threading.Event()
+
+    def stop(_signal: int, _frame: Any) -> None:
+        stopping.set()
+        if waiting.is_set():
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    # A line at a time, so that what was printed lies in the log when the item is answered.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
+    channel.ready(device_uuid)
+    waiting.set()
+    for message in _messages(channel):
+        if message.get("type") != "items":
+            continue
+        waiting.clear()
+        handle_batch(_items(message, channel), channel)
+        waiting.set()
+        if stopping.is_set():
+            return
