@@ -7,13 +7,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::gpus::probe;
-use super::table::{Column, Table};
+use super::table::{Column, Table, wrap};
 use super::trouble::{Trouble, exit};
 use super::{Global, output};
 use crate::api::client::Client;
 use crate::config::Config;
 use crate::devices::HostMode;
-use crate::logging::plain;
 use crate::root::{Root, shown};
 use crate::sys::lease;
 use crate::units::Bytes;
@@ -323,7 +322,9 @@ fn render(findings: &[Finding], width: usize) -> String {
     }
     let mut text = table.render(width);
     for finding in findings.iter().filter(|finding| finding.state != State::Ok) {
-        text += &format!("\n{}: {}\n  help: {}\n", finding.what, plain(&finding.message), plain(&finding.remedy));
+        text.push('\n');
+        text += &wrap(&format!("{}: {}", finding.what, finding.message), "", width);
+        text += &wrap(&format!("help: {}", finding.remedy), "  ", width);
     }
     text
 }

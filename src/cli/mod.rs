@@ -229,6 +229,10 @@ fn report(wrong: &ConfigError) -> Option<String> {
     } else {
         miette::GraphicalTheme::unicode_nocolor()
     });
+    let handler = match output::width_of_errors() {
+        Some(width) => handler.with_width(width),
+        None => handler,
+    };
     let mut text = String::new();
     handler.render_report(&mut text, wrong).ok().map(|()| text)
 }

@@ -26,6 +26,12 @@ pub(super) fn width() -> usize {
     terminal.or_else(told).filter(|width| *width >= LEAST).unwrap_or(WIDTH)
 }
 
+/// The columns of the terminal that stderr is; none where it is something else.
+pub(super) fn width_of_errors() -> Option<usize> {
+    let columns = rustix::termios::tcgetwinsize(io::stderr()).ok().map(|size| size.ws_col.into());
+    columns.filter(|width| *width >= LEAST)
+}
+
 /// Prints text that ends its own lines.
 pub(super) fn print(text: &str) -> Result<(), Trouble> {
     bytes(text.as_bytes())
