@@ -68,6 +68,8 @@ pub(super) enum State {
     },
     Offered {
         route: usize,
+        /// Since when it was held before: a refusal that comes again is the same one.
+        held_since: Option<Timestamp>,
     },
     Held(Box<Held>),
     /// A marker or a manifest without its item, since then.
@@ -274,7 +276,7 @@ impl Folder {
     /// Puts a name in its state; the one before is returned.
     pub(super) fn put(&mut self, name: &OsStr, state: State, shape: Shape, due: Option<Moment>) -> Option<Tracked> {
         self.tally.count(&state, Way::In);
-        if let State::Offered { route } = state {
+        if let State::Offered { route, .. } = state {
             self.lines[route].offered += 1;
         }
         let tracked = Tracked { state, shape, due, generation: self.generation };
@@ -290,7 +292,7 @@ impl Folder {
     fn uncount(&mut self, before: Option<Tracked>) -> Option<Tracked> {
         if let Some(before) = &before {
             self.tally.count(&before.state, Way::Out);
-            if let State::Offered { route } = before.state {
+            if let State::Offered { route, .. } = before.state {
                 self.lines[route].offered -= 1;
             }
         }

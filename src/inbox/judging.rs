@@ -256,7 +256,7 @@ impl Core {
         };
         // Later looks compare with the top of a directory, and with a file as it was under the lease.
         let shape = if found.kind == ItemKind::File { Shape::of(&facts.signature) } else { shape };
-        self.put(f, name, State::Offered { route: found.route }, shape, None);
+        self.put(f, name, State::Offered { route: found.route, held_since: found.since }, shape, None);
         self.offer(f, candidate);
     }
 

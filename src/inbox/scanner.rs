@@ -343,11 +343,11 @@ impl Core {
         let Some((f, name)) = self.place_of(key) else { return };
         self.departed.remove(&(f, name.to_owned()));
         let Some(tracked) = self.folders[f].items.get(name) else { return };
-        let State::Offered { route } = tracked.state else { return };
+        let State::Offered { route, held_since } = tracked.state else { return };
         let shape = tracked.shape;
         let held = Held {
             reason: reason.into(),
-            since: Timestamp::now(),
+            since: held_since.unwrap_or_else(Timestamp::now),
             route: Some(route),
             passing: false,
             track: Some(super::ready::Track::new(Origin::Settled).into()),
