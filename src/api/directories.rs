@@ -20,7 +20,7 @@ use super::view::{Counts, DirectorState, Listed, Paths, Shown, Status, path_text
 use crate::config::{Backend, Config};
 use crate::devices::HostMode;
 use crate::inbox;
-use crate::item::{Attempt, ItemName, JobDir, JobId, JobRecord, Outcome, ResultRecord};
+use crate::item::{Attempt, Counters, ItemName, JobDir, JobId, JobRecord, Outcome, ResultRecord};
 
 /// No record that gamdok writes comes near it.
 const LARGEST: u64 = 64 << 20;
@@ -278,6 +278,31 @@ impl Directories {
         Ok(counts)
     }
 
+    /// What the jobs in `done/` and `failed/` counted.
+    pub fn counted_by_ended(&self) -> io::Result<Counters> {
+        let mut counters = Counters::default();
+        self.each_ended(|_, place| {
+            if let Ok(Head { counters: of_it, .. }) = read_json(&place.dir.join("result.json")) {
+                counters.add_all(&of_it);
+            }
+            Look::On
+        })?;
+        Ok(counters)
+    }
+
+    /// What the jobs in `claimed/` have counted, as far as it is written down.
+    pub fn counted_by_claimed(&self) -> io::Result<Counters> {
+        let mut counters = Counters::default();
+        for entry in entries(&self.root.join("claimed"))? {
+            let head = |name: &str| read_json::<Head>(&entry.path().join(name));
+            // The outcome, where it is written and only the move is missing.
+            if let Ok(Head { counters: of_it, .. }) = head("result.json").or_else(|_| head("job.json")) {
+                counters.add_all(&of_it);
+            }
+        }
+        Ok(counters)
+    }
+
     /// `status` without a director.
     pub fn status(&self, config: Option<&Config>) -> io::Result<Status> {
         Ok(Status {
@@ -292,6 +317,7 @@ impl Directories {
             running: Vec::new(),
             held: Vec::new(),
             health: Vec::new(),
+            counters: Counters::default(),
         })
     }
 
@@ -466,13 +492,17 @@ fn paths(dir: &Path) -> Paths {
     }
 }
 
-/// Reads no more of a result than its outcome.
+/// No more of a record than is asked for.
+#[derive(Deserialize)]
+struct Head {
+    /// Of a result.
+    outcome: Option<Outcome>,
+    #[serde(default)]
+    counters: Counters,
+}
+
 fn is_cancelled(dir: &Path) -> bool {
-    #[derive(Deserialize)]
-    struct Head {
-        outcome: Outcome,
-    }
-    read_json::<Head>(&dir.join("result.json")).is_ok_and(|head| head.outcome == Outcome::Cancelled)
+    read_json::<Head>(&dir.join("result.json")).is_ok_and(|head| head.outcome == Some(Outcome::Cancelled))
 }
 
 fn changed_at(meta: &fs::Metadata) -> Option<Timestamp> {

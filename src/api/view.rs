@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::devices::{DeviceKind, HostMode, Reading, Snapshot, Verdict};
 use crate::health::Check;
-use crate::item::{Attempt, JobRecord, ResultRecord, escape};
+use crate::item::{Attempt, Counters, JobRecord, ResultRecord, escape};
 use crate::plan;
 use crate::state::State;
 
@@ -35,6 +35,9 @@ pub struct Status {
     pub running: Vec<RunningView>,
     pub held: Vec<HeldView>,
     pub health: Vec<Check>,
+    /// What the workers of all items counted, those that have ended and those that run.
+    #[serde(default)]
+    pub counters: Counters,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,8 @@ use crate::api::ended::Query;
 use crate::api::reference;
 use crate::api::view::{Listed, Shown, Status};
 use crate::config::Config;
-use crate::item::escape;
+use crate::item::{Counters, escape};
+use crate::ledger::{self, Reader};
 
 use super::Global;
 use super::trouble::Trouble;
@@ -44,8 +45,20 @@ impl Source {
     pub(super) fn status(&self) -> Result<Status, Trouble> {
         match &self.client {
             Some(client) => Ok(client.get("/v1/status")?),
-            None => Ok(self.directories.status(self.config.as_ref())?),
+            None => Ok(Status { counters: self.counters()?, ..self.directories.status(self.config.as_ref())? }),
         }
+    }
+
+    /// What all jobs counted, without a director: the ledger knows of those that ended, unless its writer was cut off.
+    fn counters(&self) -> Result<Counters, Trouble> {
+        let whole = |reader: &Reader| reader.is_whole().unwrap_or(false);
+        let ledger = Reader::open(&ledger::file_of(self.directories.root())).ok().filter(whole);
+        let mut counters = match ledger.and_then(|reader| reader.counters().ok()) {
+            Some(counters) => counters,
+            None => self.directories.counted_by_ended()?,
+        };
+        counters.add_all(&self.directories.counted_by_claimed()?);
+        Ok(counters)
     }
 
     /// The rows that `query` wants, in pages; without a limit every one of them.

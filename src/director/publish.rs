@@ -4,7 +4,7 @@ use super::{Director, PUBLISH_EVERY, PUBLISH_LARGE_EVERY};
 use crate::api::view::{Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, RunningView, Status, View};
 use crate::devices::DeviceId;
 use crate::inbox::ItemInfo;
-use crate::item::Stage;
+use crate::item::{Counters, Stage};
 use crate::plan;
 use crate::state::{Job, Phase};
 use crate::units::Moment;
@@ -33,10 +33,11 @@ impl Director {
         self.dirty = false;
         self.published_at = self.state.now;
         self.number += 1;
-        self.board.publish(View { number: self.number, status: self.status(), live: self.live() });
+        let counters = self.counters();
+        self.board.publish(View { number: self.number, status: self.status(counters), live: self.live() });
     }
 
-    fn status(&self) -> Status {
+    fn status(&self, counters: Counters) -> Status {
         let stages = self.state.stages();
         let tally = self.spool.tally.read();
         Status {
@@ -67,6 +68,7 @@ impl Director {
             running: self.state.jobs().filter(|job| !job.stage.leased().is_empty()).map(running_view).collect(),
             held: self.held(),
             health: self.health.values().cloned().collect(),
+            counters,
         }
     }
 

@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use super::row::Row;
 use super::schema;
 use crate::devices::DeviceId;
-use crate::item::{Attempt, ItemName, JobId, Reason};
+use crate::item::{Attempt, Counters, ItemName, JobId, Reason};
 
 /// Why the ledger can't answer. The directories can.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,17 @@ impl Reader {
     /// Whether every directory was read since the file was made. When not, a job that isn't found may still exist.
     pub fn is_complete(&self) -> Result<bool, QueryError> {
         Ok(schema::meta(&self.connection, "complete")?.as_deref() == Some("1"))
+    }
+
+    /// Whether it tells all that ended, as long as nobody writes it: every directory was read, and the last writer
+    /// closed it in order.
+    pub fn is_whole(&self) -> Result<bool, QueryError> {
+        Ok(self.is_complete()? && schema::meta(&self.connection, "clean")?.as_deref() == Some("1"))
+    }
+
+    /// What all ended jobs counted.
+    pub fn counters(&self) -> Result<Counters, QueryError> {
+        Ok(schema::counters(&self.connection)?)
     }
 
     /// Rows, newest first by the time of their claim.

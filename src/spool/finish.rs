@@ -144,6 +144,7 @@ impl Finish {
             attempts,
             outputs: outputs.listed,
             result: self.ending.result.clone(),
+            counters: record.counters.clone(),
         }
     }
 

@@ -113,6 +113,7 @@ fn next_record(job: &OwnedFd, id: JobId, dir: &JobDir) -> Result<(JobRecord, Out
     let last = result.attempts.iter().chain(&record.attempts).filter(|a| a.ended_at.is_some()).map(|a| a.n).max();
     record.revived_after = last.unwrap_or(0);
     record.attempts = result.attempts;
+    record.counters = result.counters;
     record.attempts.push(Attempt::planned(record.revived_after + 1));
     record.avoid.clear();
     record.cancelled = false;
