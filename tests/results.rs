@@ -179,3 +179,138 @@ fn what_a_resident_counts_without_an_item_is_the_next_ones() {
     assert_eq!(counters(&world), json!({ "loads": 1, "n": 200 }));
     assert_eq!(of_items(&world), [r#"a {"loads":1,"n":100}"#, r#"b {"n":100}"#]);
 }
+
+/// A route whose items say what their worker reports.
+fn reporting() -> World {
+    let script = r#"printf '{"type":"done","result":%s}\n' "$(cat "$GAMDOK_ITEM")" >&3"#;
+    World::new(&oneshot("retries = 0", script))
+}
+
+/// Every row of the plain table, without its heads.
+fn rows(world: &World, args: &[&str]) -> Vec<Vec<String>> {
+    let text = world.ok(&[&["results"], args].concat());
+    text.lines().skip(1).map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
+}
+
+#[test]
+fn results_are_one_table_with_and_without_a_director_and_a_ledger() {
+    let world = reporting();
+    assert_eq!(world.ok(&["results"]), "nothing\n");
+    assert_eq!(world.json(&["results"]), json!([]));
+    assert_eq!(world.ok(&["results", "--csv"]), "id,name,route,outcome,finished_at\r\n");
+    let service = world.start();
+    for (name, result) in [("a", r#"{"words":3,"by":"=me"}"#), ("b", r#"{"deep":{"x":[1]},"words":-4}"#), ("c", "7")] {
+        world.drop_file(name, result.as_bytes());
+        world.wait();
+    }
+    world.drop_file("-bad\n", b"this is no JSON");
+    world.wait();
+    let check = |when: &str| {
+        let all = world.json(&["results"]);
+        let line = |row: &Value| {
+            assert_eq!(row["route"], "r");
+            assert!(row["finished_at"].is_string() && row["id"].as_str().is_some_and(|id| id.len() == 26), "{row}");
+            format!(
+                "{} {} {}",
+                row["name"].as_str().unwrap_or("?"),
+                row["outcome"].as_str().unwrap_or("?"),
+                row["result"]
+            )
+        };
+        let lines: Vec<String> = all.as_array().expect("an array").iter().map(line).collect();
+        let expected = [
+            r#"a done {"by":"=me","words":3}"#,
+            r#"b done {"deep":{"x":[1]},"words":-4}"#,
+            "c done 7",
+            r"-bad\n failed null",
+        ];
+        assert_eq!(lines, expected, "{when}");
+        let keys: Vec<&String> = all[0].as_object().expect("an object").keys().collect();
+        assert_eq!(keys, ["counters", "finished_at", "id", "name", "outcome", "result", "route"]);
+
+        let csv = world.ok(&["results", "--csv"]);
+        let (heads, lines) = csv.split_once("\r\n").expect("lines");
+        assert_eq!(heads, "id,name,route,outcome,finished_at,words,by,deep,result");
+        let tails: Vec<String> = lines
+            .split_terminator("\r\n")
+            .map(|line| {
+                let cells: Vec<&str> = line.splitn(6, ',').collect();
+                format!("{},{},{}", cells[1], cells[3], cells[5])
+            })
+            .collect();
+        let expected = ["a,done,3,'=me,,", r#"b,done,-4,,"{""x"":[1]}","#, "c,done,,,,7", r"'-bad\n,failed,,,,"];
+        assert_eq!(tails, expected, "{when}");
+
+        let plain = rows(&world, &[]);
+        let names: Vec<&str> = plain.iter().map(|row| row[0].as_str()).collect();
+        assert_eq!(names, ["a", "b", "c", r"-bad\n"], "{when}");
+        assert_eq!(plain[0][4..], ["3", "=me"], "{when}");
+        assert_eq!(rows(&world, &["--since", "1h", "--route", "r"]), plain);
+        assert_eq!(world.json(&["results", "--since", "2999-01-01"]), json!([]));
+        assert_eq!(world.json(&["results", "--route", "other"]), json!([]));
+    };
+    check("with a director");
+    service.kill();
+    check("its ledger was cut off");
+    assert_eq!(world.start().stop(), 0);
+    check("from the ledger");
+    fs::remove_file(world.root.join(".gamdok/ledger.sqlite")).expect("the ledger");
+    check("from the directories");
+    // The directories are the truth also where the ledger knows more.
+    assert_eq!(world.start().stop(), 0);
+    let (dir, _) = world.result("a");
+    fs::remove_dir_all(dir).expect("removed");
+    assert_eq!(world.json(&["results"]).as_array().map(Vec::len), Some(3));
+    let (dir, _) = world.result("b");
+    fs::write(dir.join("result.json"), b"{").expect("torn");
+    fs::remove_file(world.root.join(".gamdok/ledger.sqlite")).expect("the ledger");
+    let torn = |world: &World| world.json(&["results"])[0].clone();
+    let told = torn(&world);
+    assert_eq!((&told["name"], &told["finished_at"], &told["result"]), (&json!("b"), &Value::Null, &Value::Null));
+    assert_eq!(world.start().stop(), 0);
+    assert_eq!(torn(&world), told, "from the ledger");
+
+    let wrong = world.code(&["results", "--since", "yesterday"], 2);
+    assert!(support::text(&wrong.stderr).contains("2026-11-22"), "{}", support::text(&wrong.stderr));
+    world.code(&["results", "--csv", "--json"], 2);
+    world.code(&["results", "--root", "/nonexistent"], 5);
+}
+
+/// More rows than a page of the ledger holds, each once and in order.
+#[test]
+fn thousands_of_results_pass_by_in_order() {
+    const ITEMS: usize = 3000;
+    let world = reporting();
+    let day = world.root.join("done/2026-11-22");
+    for n in 0..ITEMS {
+        let id = ulid::Ulid::from_parts(1_764_000_000_000, ((n * 7919) % ITEMS) as u128);
+        let job = day.join(format!("{n}~{id}"));
+        fs::create_dir_all(&job).expect("a job");
+        // Three at a time end in the same moment.
+        let result = json!({
+            "id": id.to_string(), "name": n.to_string(), "name_b64": "eA==", "route": "r", "outcome": "done",
+            "reason": null, "message": null, "arrived_at": null, "claimed_at": null,
+            "finished_at": format!("2026-11-22T10:{:02}:{:02}Z", n / 180, n / 3 % 60),
+            "attempts": [], "outputs": [], "result": { "n": n }, "counters": { "n": 1 },
+        });
+        fs::write(job.join("result.json"), result.to_string()).expect("a result");
+    }
+    let read = || -> Vec<(String, String, u64)> {
+        let all = world.json(&["results"]);
+        let row = |row: &Value| {
+            let text = |key: &str| row[key].as_str().expect("a text").to_owned();
+            (text("finished_at"), text("id"), row["result"]["n"].as_u64().expect("a number"))
+        };
+        all.as_array().expect("an array").iter().map(row).collect()
+    };
+    let told = read();
+    assert!(told.is_sorted() && told.len() == ITEMS);
+    let service = world.start();
+    world.until("all are read", |status| status["counters"]["n"] == ITEMS);
+    assert_eq!(read(), told, "with a director");
+    assert_eq!(service.stop(), 0);
+    assert_eq!(read(), told, "from the ledger");
+    assert_eq!(world.ok(&["results", "--csv"]).matches("\r\n").count(), ITEMS + 1);
+    assert_eq!(rows(&world, &[]).len(), ITEMS);
+    assert_eq!(world.json(&["results", "--since", "2026-11-22T10:10"]).as_array().map(Vec::len), Some(ITEMS - 1800));
+}

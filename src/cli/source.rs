@@ -8,6 +8,7 @@ use crate::api::client::{Client, ClientError, encoded};
 use crate::api::directories::Directories;
 use crate::api::ended::Query;
 use crate::api::reference;
+use crate::api::results::Results;
 use crate::api::view::{Listed, Shown, Status};
 use crate::config::Config;
 use crate::item::{Counters, escape};
@@ -59,6 +60,16 @@ impl Source {
         };
         counters.add_all(&self.directories.counted_by_claimed()?);
         Ok(counters)
+    }
+
+    /// What was reported of the items that ended.
+    pub(super) fn results(&self) -> Result<Results, Trouble> {
+        if let Some(client) = &self.client {
+            // An answer about ended jobs comes once the ledger has all that the director told it.
+            let ended = Query { states: vec!["done".to_owned()], limit: Some(1), ..Query::default() };
+            let _rows: Vec<Listed> = client.get(&path_of(&ended))?;
+        }
+        Ok(Results::open(self.directories.clone(), self.client.is_some()))
     }
 
     /// The rows that `query` wants, in pages; without a limit every one of them.

@@ -26,7 +26,7 @@ use crate::health::Check;
 use crate::item::{JobRecord, ResultRecord};
 
 pub use counted::{Counted, Sums};
-pub use query::{QueryError, Reader, Wanted};
+pub use query::{QueryError, Reader, ReportedPage, Wanted};
 pub use row::Row;
 
 /// What the director tells the ledger. The queue is bounded; when it is full the entry is dropped, health says so, and
