@@ -99,6 +99,11 @@ impl Columns {
         }
     }
 
+    /// Whether there is a column for what has none of its own.
+    pub(super) fn has_rest(&self) -> bool {
+        self.rest
+    }
+
     /// The heads of all columns, each another: a key that is named like a fixed column gets a `result.` before it.
     pub(super) fn heads(&self) -> Vec<String> {
         let mut taken: HashSet<String> = FIXED.iter().chain([&REST]).map(|head| (*head).to_owned()).collect();

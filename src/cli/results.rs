@@ -1,6 +1,7 @@
 //! `gamdok results`: what the workers reported of every item that ended, as one table; the newest last. Read twice where
 //! the columns must be known first, and never held as a whole.
 
+use std::borrow::Cow;
 use std::io;
 use std::time::Duration;
 
@@ -118,7 +119,7 @@ impl<W: io::Write> CsvLines<W> {
         CsvLines { writer, on_terminal }
     }
 
-    fn line<'a>(&mut self, cells: impl Iterator<Item = std::borrow::Cow<'a, str>>) -> io::Result<()> {
+    fn line<'a>(&mut self, cells: impl Iterator<Item = Cow<'a, str>>) -> io::Result<()> {
         for cell in cells {
             let shown = if self.on_terminal { plain(&cell) } else { cell };
             self.writer.write_field(shown.as_bytes()).map_err(io_error)?;
@@ -141,17 +142,15 @@ fn io_error(error: csv::Error) -> io::Error {
 
 fn table(kept: &Kept, mut wanted: Wanted, now: Timestamp) -> Result<(), Trouble> {
     let mut columns = Columns::default();
-    look(kept, &mut wanted, |row| columns.note(row))?;
+    let mut widths = Widths::default();
+    look(kept, &mut wanted, |row| {
+        columns.note(row);
+        widths.note(&columns, row, now);
+    })?;
     if wanted.until.is_none() {
         return output::print("nothing\n");
     }
-    let mut sheet = Sheet::new(&columns);
-    kept.each(&wanted, |row| {
-        if let Some(cells) = columns.cells(&row) {
-            sheet.measure(&shown(&row, cells, now));
-        }
-        Ok::<(), Trouble>(())
-    })?;
+    let mut sheet = Sheet::new(&columns, widths);
     let dropped = sheet.fit(output::width());
     let mut text = sheet.head();
     kept.each(&wanted, |row| {
@@ -166,25 +165,55 @@ fn table(kept: &Kept, mut wanted: Wanted, now: Timestamp) -> Result<(), Trouble>
     output::print(&text)
 }
 
-/// The cells as the table has them: name, route, outcome, how long ago, the keys, the id.
+/// The cells as a terminal may have them; for the moment of the end, how long ago it was.
 fn shown(row: &Reported, mut cells: Vec<Cell>, now: Timestamp) -> Vec<Cell> {
-    let ago = largest(output::ago(now, row.finished_at));
-    cells[FIXED.len() - 1] = Cell::Text(ago);
-    cells.rotate_left(1);
-    cells
-        .into_iter()
-        .map(|cell| match plain(cell.text()) {
-            std::borrow::Cow::Borrowed(_) => cell,
-            std::borrow::Cow::Owned(text) => Cell::Text(text),
-        })
-        .collect()
+    cells[FIXED.len() - 1] = Cell::Text(largest(output::ago(now, row.finished_at)));
+    let shown = |cell: Cell| match plain(cell.text()) {
+        Cow::Borrowed(_) => cell,
+        Cow::Owned(text) => Cell::Text(text),
+    };
+    cells.into_iter().map(shown).collect()
 }
 
+/// Which cell is the id.
+const ID: usize = 0;
 /// No column of a key is wider while others are cut.
 const WIDEST: usize = 32;
 const GAP: usize = 2;
 
-/// A table whose rows pass by: measured first, then written one by one.
+/// How wide the columns are, while their number still grows.
+#[derive(Default)]
+struct Widths {
+    /// Of the fixed ones and the keys.
+    each: Vec<Width>,
+    /// Of the one behind them.
+    rest: Width,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Width {
+    width: usize,
+    /// Whether anything stands in it, and anything but numbers.
+    any: bool,
+    words: bool,
+}
+
+impl Widths {
+    fn note(&mut self, columns: &Columns, row: &Reported, now: Timestamp) {
+        let Some(cells) = columns.cells(row) else { return };
+        let own = cells.len() - usize::from(columns.has_rest());
+        self.each.resize(own.max(self.each.len()), Width::default());
+        for (at, cell) in shown(row, cells, now).iter().enumerate() {
+            let width = if at < own { &mut self.each[at] } else { &mut self.rest };
+            let most = if at == ID { usize::MAX } else { WIDEST };
+            width.any |= *cell != Cell::Nothing;
+            width.words |= *cell != Cell::Nothing && !cell.is_number();
+            width.width = width.width.max(cell.text().width().min(most));
+        }
+    }
+}
+
+/// A table whose rows are written one by one: their widths are known.
 struct Sheet {
     columns: Vec<SheetColumn>,
 }
@@ -214,34 +243,27 @@ enum Kind {
 }
 
 impl Sheet {
-    fn new(columns: &Columns) -> Sheet {
+    fn new(columns: &Columns, widths: Widths) -> Sheet {
         let mut heads = columns.heads();
         heads[FIXED.len() - 1] = "ago".to_owned();
-        heads.rotate_left(1);
-        let last = heads.len() - 1;
-        let columns = heads.into_iter().enumerate().map(|(at, head)| {
+        let width = |at: usize| widths.each.get(at).copied().unwrap_or(widths.rest);
+        let column = |(at, head): (usize, String)| {
             let (kind, least) = match at {
-                0 => (Kind::Name, 14),
-                1 => (Kind::Name, 8),
-                2 | 3 => (Kind::Fixed, 0),
-                at if at == last => (Kind::Id, 26),
+                ID => (Kind::Id, 0),
+                1 => (Kind::Name, 14),
+                2 => (Kind::Name, 8),
+                at if at < FIXED.len() => (Kind::Fixed, 0),
                 _ => (Kind::Key, 6),
             };
             // Keys are the workers' own words.
             let head = if kind == Kind::Key { cut_end(&plain(&head), WIDEST) } else { head.to_uppercase() };
-            SheetColumn { at, width: head.width(), head, kind, numbers: true, any: false, least }
-        });
-        Sheet { columns: columns.collect() }
-    }
-
-    fn measure(&mut self, cells: &[Cell]) {
-        for column in &mut self.columns {
-            let Some(cell) = cells.get(column.at) else { continue };
-            column.any |= *cell != Cell::Nothing;
-            column.numbers &= *cell == Cell::Nothing || cell.is_number();
-            let most = if column.kind == Kind::Id { usize::MAX } else { WIDEST };
-            column.width = column.width.max(cell.text().width().min(most));
-        }
+            let Width { width, any, words } = width(at);
+            SheetColumn { at, width: width.max(head.width()), head, kind, numbers: !words, any, least }
+        };
+        let mut columns: Vec<SheetColumn> = heads.into_iter().enumerate().map(column).collect();
+        // The id comes last.
+        columns.rotate_left(1);
+        Sheet { columns }
     }
 
     /// Makes it fit; answers how many columns of keys found no room.
@@ -330,10 +352,13 @@ mod tests {
 
     fn sheet(rows: &[Reported], width: usize) -> String {
         let now = "2026-11-22T12:00:00Z".parse().expect("a time");
-        let columns = columns(rows);
-        let mut sheet = Sheet::new(&columns);
+        let (mut columns, mut widths) = (Columns::default(), Widths::default());
+        for row in rows {
+            columns.note(row);
+            widths.note(&columns, row, now);
+        }
+        let mut sheet = Sheet::new(&columns, widths);
         let shown: Vec<Vec<Cell>> = rows.iter().filter_map(|row| Some(shown(row, columns.cells(row)?, now))).collect();
-        shown.iter().for_each(|cells| sheet.measure(cells));
         let dropped = sheet.fit(width);
         let text: String = std::iter::once(sheet.head()).chain(shown.iter().map(|cells| sheet.line(cells))).collect();
         assert!(text.lines().all(|line| line.width() <= width), "{text}");
