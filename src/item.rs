@@ -1,6 +1,7 @@
 //! One item and its life: the name it was dropped with, the job it becomes, its attempts, its result, and the lifecycle
 //! with every arrow that exists. Pure: no clock, no file.
 
+mod counters;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,8 @@ use ulid::Ulid;
 use crate::config::Route;
 use crate::devices::DeviceId;
 use crate::units::Moment;
+
+pub use counters::{Counters, Sum, plus};
 
 /// The identity of a job: a ULID, given at the claim.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -371,6 +374,9 @@ pub struct JobRecord {
     /// The largest batch it may be part of: a batch failed as a whole, and nobody knows for which of its items.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_limit: Option<u32>,
+    /// What its attempts have counted so far, all of them: every message counts, of failed attempts too.
+    #[serde(default, skip_serializing_if = "Counters::is_empty")]
+    pub counters: Counters,
 }
 
 impl JobRecord {
@@ -413,6 +419,9 @@ pub struct ResultRecord {
     pub attempts: Vec<Attempt>,
     pub outputs: Vec<Output>,
     pub result: Option<Box<serde_json::value::RawValue>>,
+    /// What all its attempts counted. Not there when they counted nothing, or when it is older than counters.
+    #[serde(default, skip_serializing_if = "Counters::is_empty")]
+    pub counters: Counters,
 }
 
 /// How an ended job is to be committed; `spool` turns it into a [`ResultRecord`].

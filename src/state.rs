@@ -369,6 +369,13 @@ impl State {
         Some(record)
     }
 
+    /// Adds to a counter of the job; false when there is no such job.
+    pub fn count(&mut self, id: JobId, name: &str, by: f64) -> bool {
+        let Some(job) = self.jobs.get_mut(&id) else { return false };
+        Arc::make_mut(&mut job.record).counters.add(name, by);
+        true
+    }
+
     /// The worker's process runs.
     pub fn set_pid(&mut self, id: JobId, pid: i32) {
         let Some(job) = self.jobs.get_mut(&id) else { return };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::devices::{DeviceKind, HostMode, Reading, Snapshot, Verdict};
 use crate::health::Check;
-use crate::item::{Attempt, JobId, JobRecord, ResultRecord, escape};
+use crate::item::{Attempt, Counters, JobId, JobRecord, ResultRecord, escape};
 use crate::plan;
 use crate::state::{State, Warmth};
 
@@ -37,6 +37,9 @@ pub struct Status {
     pub residents: Vec<ResidentView>,
     pub held: Vec<HeldView>,
     pub health: Vec<Check>,
+    /// What the workers of all items counted, those that have ended and those that run.
+    #[serde(default)]
+    pub counters: Counters,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -41,7 +41,8 @@ impl List {
         let limit = self.limit.map_or(usual, |limit| (limit > 0).then_some(limit));
         let query = Query { states: self.state, route: self.route, limit, ..Query::default() };
         if global.json {
-            Array::default().print(|array| source.each_page(&query, |rows| array.rows(&rows)))?;
+            output::Array::default()
+                .print(|array| source.each_page(&query, |rows| rows.iter().try_for_each(|row| array.row(row))))?;
             return Ok(exit::OK);
         }
         // One more than shown tells whether there are more.
@@ -56,29 +57,6 @@ impl List {
         }
         output::print(&text)?;
         Ok(exit::OK)
-    }
-}
-
-/// A JSON array, printed as its rows come: it may be larger than memory.
-#[derive(Default)]
-struct Array {
-    any: bool,
-}
-
-impl Array {
-    fn print(mut self, fill: impl FnOnce(&mut Array) -> Result<(), Trouble>) -> Result<(), Trouble> {
-        output::print("[")?;
-        fill(&mut self)?;
-        output::print(if self.any { "\n]\n" } else { "]\n" })
-    }
-
-    fn rows(&mut self, rows: &[Listed]) -> Result<(), Trouble> {
-        let mut text = String::new();
-        for row in rows {
-            text += if std::mem::replace(&mut self.any, true) { ",\n  " } else { "\n  " };
-            text += &serde_json::to_string(row).map_err(std::io::Error::other)?;
-        }
-        output::print(&text)
     }
 }
 
@@ -141,7 +119,7 @@ fn shared(rows: &[Listed]) -> HashSet<&str> {
 }
 
 /// The first of the two units: a row has little room.
-fn largest(span: String) -> String {
+pub(super) fn largest(span: String) -> String {
     span.split(' ').next().unwrap_or_default().to_owned()
 }
 

@@ -6,11 +6,13 @@ mod check;
 mod completions;
 mod control;
 mod doctor;
+mod flat;
 mod gpus;
 mod init;
 mod list;
 mod logs;
 mod output;
+mod results;
 mod retry;
 mod run;
 mod screen;
@@ -87,6 +89,8 @@ enum Command {
     Show(show::Show),
     /// Print what a job's worker wrote
     Logs(logs::Logs),
+    /// Show what the workers reported of all items that ended, as one table
+    Results(results::Results),
     /// Give ended jobs another try
     Retry(retry::Retry),
     /// End jobs, or refuse items that still wait
@@ -136,6 +140,7 @@ impl Command {
             Command::List(it) => it.run(global),
             Command::Show(it) => it.run(global),
             Command::Logs(it) => it.run(global),
+            Command::Results(it) => it.run(global),
             Command::Retry(it) => it.run(global),
             Command::Cancel(it) => it.run(global),
             Command::Pause(it) => it.run(global, "pause", "paused: nothing new starts until `gamdok resume`"),

@@ -48,6 +48,29 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), Trouble> {
     print(&format!("{text}\n"))
 }
 
+/// A JSON array, printed as its rows come: it may be larger than memory.
+#[derive(Debug, Default)]
+pub(super) struct Array {
+    any: bool,
+    text: String,
+}
+
+impl Array {
+    pub(super) fn print(mut self, fill: impl FnOnce(&mut Array) -> Result<(), Trouble>) -> Result<(), Trouble> {
+        self.text += "[";
+        fill(&mut self)?;
+        self.text += if self.any { "\n]\n" } else { "]\n" };
+        print(&self.text)
+    }
+
+    pub(super) fn row(&mut self, row: &impl Serialize) -> Result<(), Trouble> {
+        const PIECE: usize = 1 << 16;
+        self.text += if std::mem::replace(&mut self.any, true) { ",\n  " } else { "\n  " };
+        self.text += &serde_json::to_string(row).map_err(io::Error::other)?;
+        if self.text.len() < PIECE { Ok(()) } else { print(&std::mem::take(&mut self.text)) }
+    }
+}
+
 /// `45s`, `3m 20s`, `2h 5m`, `6d 3h`: the two largest units.
 pub(super) fn span(span: Duration) -> String {
     let seconds = span.as_secs();

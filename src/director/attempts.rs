@@ -168,7 +168,7 @@ impl Director {
             worker::Event::Progress { job, fraction, message, .. } => {
                 self.state.set_progress(job, Progress { fraction, message });
             }
-            worker::Event::Count { name, by, .. } => *self.counters.entry(name).or_default() += by,
+            worker::Event::Count { job, name, by, .. } => self.on_count(job, &name, by),
             worker::Event::Ended(report) => self.on_ended(*report),
             worker::Event::Resident { id, news } => self.on_resident(id, news),
         }

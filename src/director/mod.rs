@@ -4,6 +4,7 @@
 
 mod attempts;
 mod claims;
+mod counting;
 mod publish;
 mod requests;
 mod residents;
@@ -61,6 +62,8 @@ enum Event {
     Configured(Result<(Config, Vec<config::Warning>), config::ConfigError>),
     Inbox(inbox::Notice),
     Ledger(Check),
+    /// The ledger has other sums of counters.
+    Recounted,
     /// A part's thread is no more, and its channel closed.
     Gone(Part),
     /// A moment that the director waits for has come.
@@ -134,7 +137,7 @@ struct Director {
     claims_resume: Option<Moment>,
     signals: u32,
     summary: Summary,
-    counters: BTreeMap<String, f64>,
+    counting: counting::Counting,
     dirty: bool,
     published_at: Moment,
     number: u64,
@@ -210,6 +213,7 @@ impl Director {
             recv(self.inspected) -> it => it.map_or(Event::Due, Event::Inspected),
             recv(self.configured.changes) -> it => it.map_or(Event::Gone(Part::Configuration), Event::Configured),
             recv(self.ledger.health) -> it => it.map_or(Event::Gone(Part::Ledger), Event::Ledger),
+            recv(self.ledger.recounted) -> it => it.map_or(Event::Gone(Part::Ledger), |()| Event::Recounted),
             recv(timer) -> _ => Event::Due,
             recv(self.scanner.notices) -> it => it.map_or(Event::Gone(Part::Scanner), Event::Inbox),
         }
@@ -242,7 +246,8 @@ impl Director {
             Event::Configured(outcome) => self.on_configured(outcome),
             Event::Inbox(notice) => self.on_inbox(notice),
             Event::Ledger(check) => self.set_health(check),
-            Event::Due => {}
+            // What is published next has them.
+            Event::Recounted | Event::Due => {}
         }
     }
 
@@ -270,6 +275,7 @@ impl Director {
             }
             Part::Ledger => {
                 self.ledger.health = never();
+                self.ledger.recounted = never();
                 self.set_health(failed(What::Ledger, "the ledger's thread"));
             }
             Part::Scanner => {
@@ -558,8 +564,9 @@ impl Director {
         let _ = self.scanner.answers.send(answer);
     }
 
-    fn to_ledger(&self, entry: ledger::Entry) {
-        self.ledger.entries.send(entry);
+    /// Answers the entry's number.
+    fn to_ledger(&self, entry: ledger::Entry) -> u64 {
+        self.ledger.entries.send(entry)
     }
 
     fn answer_scanner(&mut self) {

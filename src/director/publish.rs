@@ -6,7 +6,7 @@ use crate::api::view::{
 };
 use crate::devices::DeviceId;
 use crate::inbox::{CandidateKey, ItemInfo};
-use crate::item::Stage;
+use crate::item::{Counters, Stage};
 use crate::plan;
 use crate::state::{Job, Phase, Resident, ResidentId, Warmth};
 use crate::units::Moment;
@@ -35,10 +35,11 @@ impl Director {
         self.dirty = false;
         self.published_at = self.state.now;
         self.number += 1;
-        self.board.publish(View { number: self.number, status: self.status(), live: self.live() });
+        let counters = self.counters();
+        self.board.publish(View { number: self.number, status: self.status(counters), live: self.live() });
     }
 
-    fn status(&self) -> Status {
+    fn status(&self, counters: Counters) -> Status {
         let stages = self.state.stages();
         let (tally, filed) = self.spool.tally.read_with_filed();
         // Moved already, and counted there.
@@ -72,6 +73,7 @@ impl Director {
             residents: self.state.residents().map(|(id, it)| self.resident_view(id, it)).collect(),
             held: self.held(),
             health: self.health.values().cloned().collect(),
+            counters,
         }
     }
 

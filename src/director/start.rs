@@ -156,7 +156,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         claims_resume: None,
         signals: 0,
         summary: Summary::default(),
-        counters: BTreeMap::new(),
+        counting: Default::default(),
         dirty: true,
         published_at: Moment::default(),
         number: 0,
@@ -267,6 +267,7 @@ fn first_view(root: &Root, mode: HostMode) -> View {
             residents: Vec::new(),
             held: Vec::new(),
             health: Vec::new(),
+            counters: Default::default(),
         },
         live: Vec::new(),
     }

@@ -66,6 +66,7 @@ impl Claim {
             cancelled,
             revived_after: 0,
             batch_limit: None,
+            counters: Default::default(),
         };
         let dir = JobDir::new(name, id);
         Claim { id, candidate, record, dir, folder, job: None, moved: false, companions: Vec::new(), kept: false }

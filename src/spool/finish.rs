@@ -149,6 +149,7 @@ impl Finish {
             attempts,
             outputs: outputs.listed,
             result: self.ending.result.clone(),
+            counters: record.counters.clone(),
         }
     }
 

@@ -118,6 +118,7 @@ fn next_record(job: &OwnedFd, id: JobId, dir: &JobDir) -> Result<(JobRecord, Out
     record.revived_after = last.unwrap_or(0);
     // The next one is planned when it starts: that sets aside what lies in `out/`, which was never its own.
     record.attempts = result.attempts;
+    record.counters = result.counters;
     record.avoid.clear();
     record.cancelled = false;
     // Its worker may have changed the item: that was its right.

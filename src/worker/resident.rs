@@ -296,6 +296,8 @@ struct Course<'a> {
     /// Jobs that someone wants stopped.
     stopped: Vec<(JobId, StopWhy)>,
     answered: VecDeque<JobId>,
+    /// What it counted while it had no item.
+    between: Outbox,
     /// The process, as the locks of its jobs name it.
     record: LockRecord,
     /// How much of the log belongs to items that have ended.
@@ -313,6 +315,7 @@ impl<'a> Course<'a> {
         farewell: &'a mut Farewell,
     ) -> Course<'a> {
         let now = Instant::now();
+        let between = Outbox::new(events.clone(), launch.id, 0);
         Course {
             launch,
             wake,
@@ -330,6 +333,7 @@ impl<'a> Course<'a> {
             ending: None,
             stopped: Vec::new(),
             answered: VecDeque::new(),
+            between,
             record: LockRecord { attempt: 0, pid: 0, start_ticks: 0, boot_id: boot_id().to_owned() },
             logged: 0,
             unread: false,
@@ -573,6 +577,9 @@ impl<'a> Course<'a> {
         message::items(items.iter().map(|item| &item.task), &mut self.outgoing);
         if self.batches.is_empty() {
             (self.begun, self.begun_at) = (Instant::now(), Timestamp::now());
+            if let Some(first) = items.first_mut() {
+                first.outbox.take_counts(&mut self.between);
+            }
         }
         self.batches.push_back(Batch { size: items.len(), items });
         self.flush(channel);
@@ -701,11 +708,8 @@ impl<'a> Course<'a> {
             }
             Message::Count { name, by } => match self.batches.front_mut().and_then(|batch| batch.items.first_mut()) {
                 Some(item) => item.outbox.count(name, by),
-                None => {
-                    let event = Event::Count { job: self.launch.id, attempt: 0, name, by };
-                    let _heard = self.events.send(event);
-                    Ok(())
-                }
+                // Between two items: it is the next one's.
+                None => self.between.count(name, by),
             },
             Message::Unknown { kind } => {
                 if !std::mem::replace(&mut self.warned, true) {
@@ -861,12 +865,13 @@ impl<'a> Course<'a> {
         let batches = std::mem::take(&mut self.batches);
         let count = batches.len();
         let doubled = matches!(end, End::Protocol(what) if what.starts_with("it spoke again"));
+        self.between.finish();
         for (at, batch) in batches.into_iter().enumerate() {
             // It never came to it, or never read the message: what lies unread is the last one.
             let only = count == 1;
             let begun = at == 0 && !(only && self.unread && batch.items.len() == batch.size);
             let beside = (batch.items.len() as u32).saturating_sub(1);
-            for item in batch.items {
+            for mut item in batch.items {
                 let wish = self.stopped.iter().rev().find(|(job, _)| *job == item.task.job).map(|(_, why)| *why);
                 let (exit_code, signal) = codes(end);
                 let end = match (wish, end) {
@@ -878,6 +883,11 @@ impl<'a> Course<'a> {
                     (None, end) => end.clone(),
                 };
                 let began = end != End::NotBegun;
+                if began {
+                    item.outbox.finish_short(Instant::now());
+                } else {
+                    item.outbox.finish_unbegun();
+                }
                 let report = Report {
                     pid: self.farewell.pid.filter(|_| began),
                     started_at: Some(self.begun_at).filter(|_| began),
