@@ -16,8 +16,10 @@ pub mod health;
 pub mod inbox;
 pub mod item;
 pub mod ledger;
+mod lender;
 pub mod logging;
 pub mod plan;
+pub mod pool;
 pub mod proc;
 pub mod root;
 pub mod spool;
@@ -25,6 +27,8 @@ pub mod state;
 pub mod sys;
 pub mod units;
 pub mod worker;
+
+pub use pool::{Devices, Pool, Slot, Slots, TaskError, Ticket};
 
 #[cfg(test)]
 mod world;
