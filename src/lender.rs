@@ -142,6 +142,11 @@ pub(crate) struct Loan {
 }
 
 impl Loan {
+    /// A process with a group of its own works on the devices.
+    pub(crate) fn runs(&self, pid: i32) {
+        let _ = self.back.send(Ask::Runs { id: self.id, pid });
+    }
+
     /// Keeps this thread, and the processes it starts, near the devices.
     pub(crate) fn stay_near(&self) {
         let mut set = rustix::thread::CpuSet::new();
@@ -165,6 +170,7 @@ impl Drop for Loan {
 #[derive(Debug)]
 enum Ask {
     Want { id: JobId, avoid: Vec<DeviceId>, reply: Sender<Loan>, back: Sender<Ask> },
+    Runs { id: JobId, pid: i32 },
     Return { id: JobId },
     Forget { id: JobId },
 }
@@ -276,6 +282,7 @@ impl Lending {
                 self.state.insert(Job { record, stage, pid: None, progress: None });
                 self.wants.insert(id, Want { reply, back, since: self.state.now });
             }
+            Ask::Runs { id, pid } => self.state.set_pid(id, pid),
             Ask::Return { id } => self.end(id),
             // One that was granted is dropped with its channel, and comes back as a return.
             Ask::Forget { id } => {
@@ -332,7 +339,7 @@ impl Lending {
         let cores = if near.is_empty() { self.all_cores.clone() } else { near.into() };
         self.step(id, Step::Lease { on: on.clone() });
         self.step(id, Step::Launch);
-        // This process itself works there, and what it starts in its own group.
+        // Until it says otherwise it is this process itself that works there, and what it starts in its own group.
         self.state.set_pid(id, rustix::process::getpgrp().as_raw_pid());
         self.lent_at = self.state.now;
         // One that isn't waited for any more comes back by itself.

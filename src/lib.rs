@@ -18,6 +18,7 @@ pub mod item;
 pub mod ledger;
 mod lender;
 pub mod logging;
+pub mod map;
 pub mod plan;
 pub mod pool;
 pub mod proc;

@@ -180,7 +180,7 @@ impl<'a> Attempt<'a> {
             descriptors: &descriptors,
         };
         let process =
-            Process::start(&spawn, launch.job).map_err(|NotStarted { error, host }| not_started(error, host))?;
+            Process::start(&spawn, launch.job).map_err(|NotStarted { error, host, .. }| not_started(error, host))?;
         Ok((process, ours))
     }
 

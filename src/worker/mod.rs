@@ -9,8 +9,8 @@ mod lock;
 mod log;
 mod outbox;
 mod outputs;
-mod process;
-mod program;
+pub(crate) mod process;
+pub(crate) mod program;
 mod strays;
 #[cfg(test)]
 mod tests;
@@ -28,6 +28,7 @@ use serde_json::value::RawValue;
 use crate::item::{JobId, StopWhy};
 use crate::units::{Bytes, Moment};
 
+pub(crate) use launch::NOT_INHERITED;
 pub use launch::{DeviceWords, Expanded, Facts, expand};
 pub use lock::{LockRecord, is_held};
 pub use strays::adopt_orphans;
