@@ -18,7 +18,7 @@ use super::slot::End;
 use super::stop::Stop;
 use crate::item::JobId;
 use crate::sys::spawn::Spawn;
-use crate::worker::process::Process;
+use crate::worker::process::{Exit, Process};
 
 /// From the request to end to the kill.
 const GRACE: Duration = Duration::from_secs(10);
@@ -137,7 +137,9 @@ impl Running {
             stream.drain(buffer)?;
         }
         let exit = self.process.wait()?;
-        Ok(if matches!(self.stage, Stage::Left) { End::Exit(exit) } else { End::Stopped })
+        // A signal to our own group may also find a process that has only just begun, and has none of its own yet.
+        let cut = !matches!(self.stage, Stage::Left) || (matches!(exit, Exit::Signal(_)) && stop.is_asked());
+        Ok(if cut { End::Stopped } else { End::Exit(exit) })
     }
 
     fn go_on(&mut self) {
