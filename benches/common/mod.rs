@@ -100,7 +100,7 @@ impl Drop for Bench {
 }
 
 /// The built binary, or another one to compare with.
-fn gamdok() -> Command {
+pub(crate) fn gamdok() -> Command {
     let other = std::env::var_os("GAMDOK_BENCH_BINARY");
     Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_gamdok").into()))
 }

@@ -11,6 +11,7 @@ mod gpus;
 mod init;
 mod list;
 mod logs;
+mod map;
 mod output;
 mod results;
 mod retry;
@@ -109,6 +110,8 @@ enum Command {
     Uncordon(control::OfDevice),
     /// Let go of the GPU driver (to reset a GPU or reload the driver) until `resume`
     Release(control::Plain),
+    /// Run a command over arguments, or lines of stdin, on idle GPUs or CPU slots; needs no root
+    Map(map::Map),
     /// Print completions for a shell
     Completions(completions::Completions),
 }
@@ -150,6 +153,7 @@ impl Command {
             Command::Cordon(it) => it.run(global, "cordon", "takes no more work"),
             Command::Uncordon(it) => it.run(global, "uncordon", "takes work again"),
             Command::Release(it) => it.run(global, "release", "the driver is released until `gamdok resume`"),
+            Command::Map(it) => it.run(global),
             Command::Completions(it) => it.run(),
         }
     }

@@ -10,8 +10,8 @@ mod log;
 mod message;
 mod outbox;
 mod outputs;
-mod process;
-mod program;
+pub(crate) mod process;
+pub(crate) mod program;
 mod resident;
 mod strays;
 #[cfg(test)]
@@ -30,6 +30,7 @@ use serde_json::value::RawValue;
 use crate::item::{JobId, StopWhy};
 use crate::units::{Bytes, Moment};
 
+pub(crate) use launch::NOT_INHERITED;
 pub use launch::{DeviceWords, Expanded, Facts, OF_ONE_ITEM, expand};
 pub use lock::{LockRecord, is_held};
 pub use resident::{News, ResidentHandle, ResidentLaunch, Task, residents_dir, start_resident};
