@@ -3,8 +3,8 @@
 //! told once; a file that vanishes or is emptied is an error, never the defaults.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -140,19 +140,28 @@ impl Follower {
         }
     }
 
-    /// What the file says now; nothing when it is none that can be read twice, such as a pipe.
+    /// What the file says now; nothing when it is none that can be read twice, such as a pipe. All is decided by what was
+    /// opened and read: asked of the name beforehand, a file that is swapped or emptied meanwhile would be taken for
+    /// another.
     fn read(&self) -> Option<Result<(Config, Vec<Warning>), ConfigError>> {
-        match std::fs::metadata(&self.source.file) {
-            Ok(meta) if !meta.is_file() && !meta.is_dir() => return None,
-            // Valid as such, and yet more likely a full disk's doing or a save half done than a wish for no routes.
-            Ok(meta) if meta.len() == 0 && !self.current.routes.is_empty() && self.source.command.is_none() => {
-                let message = format!("the configuration `{}` is empty now", shown(&self.source.file));
-                return Some(Err(ConfigError::plain(message, "a full disk or an unfinished save may have emptied it")));
-            }
-            _ => {}
+        // A pipe that nobody writes to would keep the thread in a plain `open`.
+        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&self.source.file);
+        let kind = opened.as_ref().ok().and_then(|open| open.metadata().ok());
+        if kind.is_some_and(|meta| !meta.is_file() && !meta.is_dir()) {
+            return None;
         }
         let may_be_absent = self.source.may_be_absent && self.current.file.is_none();
-        Some(Source { may_be_absent, ..self.source.clone() }.load())
+        Some(Source { may_be_absent, ..self.source.clone() }.load_from(opened, |text| self.accept(text)))
+    }
+
+    /// An empty text is valid as such, and yet more likely a full disk's doing or a save half done than a wish for no
+    /// routes.
+    fn accept(&self, text: &str) -> Result<(), ConfigError> {
+        if !text.is_empty() || self.current.routes.is_empty() || self.source.command.is_some() {
+            return Ok(());
+        }
+        let message = format!("the configuration `{}` is empty now", shown(&self.source.file));
+        Err(ConfigError::plain(message, "a full disk or an unfinished save may have emptied it"))
     }
 
     /// Returns when the file may have changed.
@@ -322,9 +331,10 @@ mod tests {
         let (current, _) = source(&file, true).load().expect("the first text");
         let far = Duration::from_secs(3600);
         let soon = Duration::from_millis(5);
-        // With events nothing else may tell, and without them nothing but the clock.
-        let (check, poll) = if events { (far, far) } else { (soon, soon) };
-        let pace = Pace { quiet: soon, check, poll, events, ..Pace::default() };
+        // While events come nothing else may tell. Without them (here by choice, and where the host's inotify instances
+        // are used up by others) nothing but the clock does.
+        let check = if events { far } else { soon };
+        let pace = Pace { quiet: soon, check, poll: soon, events, ..Pace::default() };
         let watcher = start_at(source(&file, true), &current, pace).expect("a thread");
         Followed { folder, file, watcher }
     }
