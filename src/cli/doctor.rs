@@ -80,14 +80,14 @@ fn user() -> Finding {
     Finding::ok("user", format!("uid {}, no privilege needed", uid.as_raw()))
 }
 
-/// Each worker holds a handful of descriptors.
+/// Each worker holds a handful of descriptors. The service raises its own limit to the hard one.
 fn files() -> Finding {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    match limit.current {
+    match limit.maximum {
         Some(soft) if soft < 1024 => Finding::warn(
             "open files",
             format!("at most {soft} at a time"),
-            "raise it: `ulimit -n 65536`, or LimitNOFILE=65536 in the systemd unit",
+            "raise it: `ulimit -Hn 65536`, or LimitNOFILE=65536 in the systemd unit",
         ),
         Some(soft) => Finding::ok("open files", format!("at most {soft} at a time")),
         None => Finding::ok("open files", "no limit"),

@@ -11,6 +11,7 @@ use super::trouble::{Trouble, exit, of_root, of_text};
 use super::{Global, bad_config, init, output};
 use crate::director::{self, Options, Summary};
 use crate::root::Root;
+use crate::sys::files;
 use crate::worker;
 
 #[derive(Debug, Args)]
@@ -46,6 +47,9 @@ impl Run {
         // Daemons that a worker leaves behind become ours, to be found and ended with it.
         if let Err(error) = worker::adopt_orphans() {
             tracing::warn!(%error, "processes that detach themselves from their worker can't be adopted");
+        }
+        if let Err(error) = files::raise_limit() {
+            tracing::warn!(%error, "the limit on open files can't be raised");
         }
         let options = Options { config, warnings, source, once: self.once, init: self.init, stops: signals()? };
         let summary = director::run(options)

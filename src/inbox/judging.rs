@@ -139,6 +139,9 @@ impl Core {
                             track.touch(Origin::Touched);
                             return self.settle(found, track, self.now() + WALK_AGAIN, None);
                         }
+                        Err(WalkError::Io(error)) if self.run_out_of_files(&error) => {
+                            return self.settle(found, track, self.now() + WALK_AGAIN, None);
+                        }
                         Err(error) => return self.hold_unreadable(found, track, error.to_string()),
                     }
                 }
@@ -154,6 +157,9 @@ impl Core {
                     }
                     Tested::Gone => return self.gone(f, name),
                     Tested::NotAFile => return self.settle(found, track, self.now() + WALK_AGAIN, None),
+                    Tested::Unreadable(error) if self.run_out_of_files(&error) => {
+                        return self.settle(found, track, self.now() + WALK_AGAIN, None);
+                    }
                     Tested::Unreadable(error) => {
                         return self.hold_unreadable(found, track, format!("can't be read: {error}"));
                     }
