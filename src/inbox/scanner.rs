@@ -4,7 +4,7 @@
 //! Invariants: an item is offered once until it is answered, withdrawn or changed; a withdrawal of an item goes out before
 //! the offer of the next one of its name; nothing is offered out of a folder that wasn't read whole.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::PathBuf;
@@ -26,6 +26,7 @@ use super::ready::{Now, Origin};
 use super::report::Reported;
 use super::watch::{Happened, Hint};
 use super::{Answer, Candidate, CandidateKey, Notice, Scanner, Setup, WINDOW};
+use crate::config::Route;
 use crate::item::ItemName;
 use crate::units::{Clock, Moment};
 
@@ -127,10 +128,14 @@ impl Core {
 
     /// The folders, as the routes name them. The inbox itself is always one: what lies in it is never ignored silently.
     fn lay_out(&mut self) {
-        let names: BTreeSet<String> =
-            self.setup.routes.iter().map(|route| route.folder.clone()).chain([String::new()]).collect();
-        let folder = |name: &String| Folder::new(name, &self.setup.inbox, &self.setup.routes, &names);
-        self.folders = names.iter().map(folder).collect();
+        let mut routes: BTreeMap<&str, Vec<Arc<Route>>> = BTreeMap::from([("", Vec::new())]);
+        for route in &self.setup.routes {
+            routes.entry(&route.folder).or_default().push(route.clone());
+        }
+        let names: BTreeSet<String> = routes.keys().map(|&name| name.to_owned()).collect();
+        let kept = super::line::kept(self.setup.routes.len());
+        let folder = |(name, routes): (&str, Vec<_>)| Folder::new(name, &self.setup.inbox, &routes, &names, kept);
+        self.folders = routes.into_iter().map(folder).collect();
         self.by_path = self.folders.iter().enumerate().map(|(at, folder)| (folder.path.clone(), at)).collect();
     }
 
@@ -310,7 +315,8 @@ impl Core {
     }
 
     fn place_of<'key>(&self, key: &'key CandidateKey) -> Option<(usize, &'key OsStr)> {
-        let f = self.folders.iter().position(|folder| folder.name == key.folder)?;
+        // In the order of their names, by which they were laid out.
+        let f = self.folders.binary_search_by(|folder| folder.name.as_str().cmp(&key.folder)).ok()?;
         Some((f, key.name.as_os_str()))
     }
 
@@ -357,7 +363,7 @@ impl Core {
         self.put(f, name, State::Held(Box::new(held)), shape, Some(due));
     }
 
-    fn reconfigure(&mut self, rules: Arc<crate::config::Inbox>, routes: Vec<Arc<crate::config::Route>>) {
+    fn reconfigure(&mut self, rules: Arc<crate::config::Inbox>, routes: Vec<Arc<Route>>) {
         let now = self.now();
         for (f, folder) in self.folders.iter().enumerate() {
             for (name, tracked) in &folder.items {
