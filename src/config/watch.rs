@@ -95,6 +95,9 @@ struct Follower {
     pace: Pace,
 }
 
+/// A file that is written again and again is taken as it was read last; the end of a write is heard of.
+const READS: usize = 5;
+
 /// Whoever held the other end is gone.
 struct Closed;
 
@@ -144,14 +147,23 @@ impl Follower {
     /// opened and read: asked of the name beforehand, a file that is swapped or emptied meanwhile would be taken for
     /// another.
     fn read(&self) -> Option<Result<(Config, Vec<Warning>), ConfigError>> {
-        // A pipe that nobody writes to would keep the thread in a plain `open`.
-        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&self.source.file);
-        let kind = opened.as_ref().ok().and_then(|open| open.metadata().ok());
-        if kind.is_some_and(|meta| !meta.is_file() && !meta.is_dir()) {
-            return None;
+        let mut last = None;
+        for _ in 0..READS {
+            // A pipe that nobody writes to would keep the thread in a plain `open`.
+            let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&self.source.file);
+            let kind = opened.as_ref().ok().and_then(|open| open.metadata().ok());
+            if kind.as_ref().is_some_and(|meta| !meta.is_file() && !meta.is_dir()) {
+                return None;
+            }
+            let may_be_absent = self.source.may_be_absent && self.current.file.is_none();
+            let source = Source { may_be_absent, ..self.source.clone() };
+            last = Some(source.load_from(opened, |text| self.accept(text)));
+            // A text is read in pieces: of one that was emptied or written meanwhile, the pieces don't belong together.
+            if kind.map(Stamp::new) == Stamp::of(&self.source.file) {
+                break;
+            }
         }
-        let may_be_absent = self.source.may_be_absent && self.current.file.is_none();
-        Some(Source { may_be_absent, ..self.source.clone() }.load_from(opened, |text| self.accept(text)))
+        last
     }
 
     /// An empty text is valid as such, and yet more likely a full disk's doing or a save half done than a wish for no
@@ -225,13 +237,17 @@ struct Stamp {
 
 impl Stamp {
     fn of(file: &Path) -> Option<Stamp> {
-        std::fs::metadata(file).ok().map(|meta| Stamp {
+        std::fs::metadata(file).ok().map(Stamp::new)
+    }
+
+    fn new(meta: Metadata) -> Stamp {
+        Stamp {
             dev: meta.dev(),
             ino: meta.ino(),
             size: meta.size(),
             mtime: (meta.mtime(), meta.mtime_nsec()),
             ctime: (meta.ctime(), meta.ctime_nsec()),
-        })
+        }
     }
 }
 
