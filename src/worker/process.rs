@@ -12,7 +12,6 @@ use rustix::process::{
 use super::strays::Registered;
 use crate::item::{JobId, escape};
 use crate::proc::ProcStat;
-use crate::sys::files;
 use crate::sys::spawn::Spawn;
 
 #[derive(Debug)]
@@ -45,7 +44,6 @@ pub(crate) struct NotStarted {
 impl Process {
     pub(crate) fn start(order: &Spawn, job: JobId) -> Result<Process, NotStarted> {
         let pid = order.start().map_err(|error| not_started(order, &error))?;
-        files::restore_limit(pid);
         // Read before anyone could wait for it, so it is there even when it has ended.
         let start_ticks = ProcStat::read(pid.as_raw_pid()).map_or(0, |stat| stat.start_ticks);
         let registered = Registered::new(pid.as_raw_pid(), job, start_ticks);
