@@ -241,6 +241,8 @@ struct Batch {
     items: Vec<InFlight>,
     /// How many it was sent with.
     size: usize,
+    /// The message, while it is kept back.
+    unsent: Vec<u8>,
 }
 
 /// Why the process must end, and how.
@@ -302,6 +304,9 @@ struct Course<'a> {
     record: LockRecord,
     /// How much of the log belongs to items that have ended.
     logged: u64,
+    /// It has printed something over an item. From then on the next message waits until this one is answered: what is printed
+    /// over the next item meanwhile couldn't be told from this one's.
+    talks: bool,
     /// The process closed its end with something unread.
     unread: bool,
     warned: bool,
@@ -336,6 +341,7 @@ impl<'a> Course<'a> {
             between,
             record: LockRecord { attempt: 0, pid: 0, start_ticks: 0, boot_id: boot_id().to_owned() },
             logged: 0,
+            talks: false,
             unread: false,
             warned: false,
         }
@@ -574,14 +580,16 @@ impl<'a> Course<'a> {
         if items.is_empty() {
             return;
         }
-        message::items(items.iter().map(|item| &item.task), &mut self.outgoing);
+        let waits = self.talks && !self.batches.is_empty();
+        let mut unsent = Vec::new();
+        message::items(items.iter().map(|item| &item.task), if waits { &mut unsent } else { &mut self.outgoing });
         if self.batches.is_empty() {
             (self.begun, self.begun_at) = (Instant::now(), Timestamp::now());
             if let Some(first) = items.first_mut() {
                 first.outbox.take_counts(&mut self.between);
             }
         }
-        self.batches.push_back(Batch { size: items.len(), items });
+        self.batches.push_back(Batch { size: items.len(), items, unsent });
         self.flush(channel);
     }
 
@@ -776,7 +784,19 @@ impl<'a> Course<'a> {
         if last {
             self.batches.pop_front();
             (self.begun, self.begun_at) = (Instant::now(), Timestamp::now());
-            self.logged = log.len();
+            let length = log.len();
+            self.talks |= length > self.logged;
+            self.logged = length;
+            // A worker that is to be replaced gets nothing that it hasn't been sent.
+            if self.retiring {
+                let sent = self.batches.iter().take_while(|batch| batch.unsent.is_empty()).count();
+                for batch in self.batches.split_off(sent) {
+                    batch.items.iter().for_each(|item| self.report(unbegun(&item.task)));
+                }
+            }
+            if let Some(next) = self.batches.front_mut() {
+                self.outgoing.append(&mut next.unsent);
+            }
             if self.batches.is_empty() && self.logged > EMPTY_LOG && log.empty().is_ok() {
                 self.logged = 0;
             }
@@ -863,7 +883,7 @@ impl<'a> Course<'a> {
     fn give_back(&mut self, end: &End) {
         let ended_at = Timestamp::now();
         let batches = std::mem::take(&mut self.batches);
-        let count = batches.len();
+        let count = batches.iter().filter(|batch| batch.unsent.is_empty()).count();
         let doubled = matches!(end, End::Protocol(what) if what.starts_with("it spoke again"));
         self.between.finish();
         for (at, batch) in batches.into_iter().enumerate() {
