@@ -101,6 +101,9 @@ pub fn shown(path: &Path) -> String {
 }
 
 impl Root {
+    /// Below the root: the directories of resident workers.
+    pub(crate) const RESIDENTS: &str = ".gamdok/residents";
+
     /// Makes `dir` a root: the directories and the sentinel. Overwrites nothing; what is there stays as it is.
     pub fn init(dir: &Path) -> Result<InitReport, RootError> {
         let root = absolute(dir)?;
@@ -216,6 +219,11 @@ impl Root {
 
     pub fn socket(&self) -> PathBuf {
         self.path.join(".gamdok/sock")
+    }
+
+    /// Where resident workers have their directories.
+    pub fn residents(&self) -> PathBuf {
+        self.path.join(Root::RESIDENTS)
     }
 
     pub fn lock_file(&self) -> PathBuf {

@@ -18,7 +18,7 @@ use crate::inbox::{Candidate, CandidateKey};
 use crate::item::{IllegalStep, JobId, JobRecord, Stage, Step};
 use crate::units::{Bytes, Moment};
 use residents::Residents;
-pub use residents::{PATIENCE, Resident, ResidentId, SHORTEST_TURN, Warmth};
+pub use residents::{PATIENCE, Resident, ResidentId, SHORTEST_TURN, Warmth, is_same};
 
 /// What the director as a whole is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -124,34 +124,13 @@ pub fn start_resident(launch: ResidentLaunch, events: Sender<Event>) -> Resident
     let wake = match eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) {
         Ok(wake) => Arc::new(wake),
         Err(error) => {
-            let end = End::NotStarted { error: format!("cannot prepare a worker: {error}"), host: true };
-            Farewell {
-                id: launch.id,
-                events,
-                end,
-                ready: false,
-                begun: Instant::now(),
-                pid: None,
-                started_at: None,
-                out_of_memory: false,
-                orders: inbox,
-            };
+            drop(Farewell::new(launch.id, events, inbox, format!("cannot prepare a worker: {error}")));
             return ResidentHandle { orders, wake: None };
         }
     };
     let theirs = wake.clone();
-    let end = End::NotStarted { error: "the worker's thread could not be started".to_owned(), host: true };
-    let farewell = Farewell {
-        id: launch.id,
-        events: events.clone(),
-        end,
-        ready: false,
-        begun: Instant::now(),
-        pid: None,
-        started_at: None,
-        out_of_memory: false,
-        orders: inbox,
-    };
+    let not_yet = "the worker's thread could not be started".to_owned();
+    let farewell = Farewell::new(launch.id, events.clone(), inbox, not_yet);
     let run = move || {
         let mut farewell = farewell;
         farewell.end = End::Panicked;
@@ -179,6 +158,23 @@ struct Farewell {
     pid: Option<i32>,
     started_at: Option<Timestamp>,
     out_of_memory: bool,
+}
+
+impl Farewell {
+    /// Until something is known, the host is why nothing was started.
+    fn new(id: JobId, events: Sender<Event>, orders: Receiver<Order>, error: String) -> Farewell {
+        Farewell {
+            id,
+            events,
+            orders,
+            end: End::NotStarted { error, host: true },
+            ready: false,
+            begun: Instant::now(),
+            pid: None,
+            started_at: None,
+            out_of_memory: false,
+        }
+    }
 }
 
 impl Drop for Farewell {
@@ -893,7 +889,7 @@ impl<'a> Course<'a> {
             let beside = (batch.items.len() as u32).saturating_sub(1);
             for mut item in batch.items {
                 let wish = self.stopped.iter().rev().find(|(job, _)| *job == item.task.job).map(|(_, why)| *why);
-                let (exit_code, signal) = codes(end);
+                let (exit_code, signal) = end.codes();
                 let end = match (wish, end) {
                     (Some(why), _) => End::Stopped { why, exit_code, signal },
                     _ if !begun => End::NotBegun,
@@ -923,18 +919,4 @@ impl<'a> Course<'a> {
             }
         }
     }
-}
-
-fn codes(end: &End) -> (Option<i32>, Option<i32>) {
-    match end {
-        End::Exited(code) => (Some(*code), None),
-        End::Signalled(signal) => (None, Some(*signal)),
-        End::TimedOut { exit_code, signal } | End::Stopped { exit_code, signal, .. } => (*exit_code, *signal),
-        _ => (None, None),
-    }
-}
-
-/// Where the residents of a root have their directories.
-pub fn residents_dir(state: &Path) -> PathBuf {
-    state.join("residents")
 }
