@@ -611,8 +611,10 @@ fn a_released_driver_is_left_alone_until_it_is_taken_back() {
     let service = farm.world.start();
     farm.until_devices(&["1 free: idle"]);
     farm.world.ok(&["release"]);
-    farm.until_devices(&["1 unknown: released by hand: `gamdok resume` takes the driver back"]);
+    // Whoever asked may unload the driver now.
     assert_eq!(farm.standin.calls().last().map(String::as_str), Some("nvmlShutdown"));
+    let released = "1 unknown: released by hand: `gamdok resume` takes the driver back";
+    assert_eq!(devices(&farm.world.json(&["gpus"])), [released]);
     farm.drop_all(&["a"]);
     farm.until_reason("a", "released by hand");
     assert_eq!(farm.standin.calls().last().map(String::as_str), Some("nvmlShutdown"));
@@ -706,6 +708,8 @@ fn what_a_worker_used_is_written_down() {
     let status = farm.until_running(&["a on 1+2"]);
     let pid = status["running"][0]["pid"].as_i64().expect("its pid");
     farm.host.process(pid as u32, "python3");
+    let asked = |farm: &Farm, call: &str| farm.standin.calls().iter().filter(|it| *it == call).count();
+    farm.world.until("the counters were read", |_| asked(&farm, "nvmlDeviceGetTotalEnergyConsumption") >= 2);
     farm.change(|state| {
         for gpu in &mut state.gpus {
             gpu.processes = vec![("compute", pid as u32, 3 * GIB)];
@@ -713,16 +717,16 @@ fn what_a_worker_used_is_written_down() {
             gpu.energy_mj = 501_000;
         }
     });
-    // The lists are read now and then while it runs.
-    let lists = || farm.standin.calls().iter().filter(|it| *it == "nvmlDeviceGetComputeRunningProcesses_v3").count();
-    let before = lists();
-    farm.world.until("they were listed", |_| lists() > before + 3);
+    // The memory that moved has the lists read at once; the counters are read each second or two.
+    let before = ["nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetTotalEnergyConsumption"]
+        .map(|it| (it, asked(&farm, it)));
+    farm.world.until("they were read again", |_| before.iter().all(|(call, count)| asked(&farm, call) >= count + 4));
     farm.change(|state| state.gpus.iter_mut().for_each(|gpu| (gpu.processes, gpu.used) = (Vec::new(), 4 << 20)));
     farm.open("a", 0);
     farm.until_done(1);
     let attempt = &farm.world.result("a").1["attempts"][0];
     assert_eq!(attempt["peak_gpu_memory"], 6 * GIB);
-    // 500 J on each, and as much again for as long as nobody read the counters.
+    // 500 J on each, and at the same rate for as long as nobody read the counters.
     let joules = attempt["energy_joules"].as_f64().expect("the energy");
     assert!((1000.0..2000.0).contains(&joules), "{joules}");
     farm.end(service);

@@ -162,6 +162,25 @@ impl World {
         }
     }
 
+    /// Changes what the driver says, and nobody asks for a look.
+    fn change_unseen(&mut self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state);
+        self.standin.set(&self.state);
+    }
+
+    /// The first other verdict than now is this one, and it comes within so many looks.
+    #[track_caller]
+    fn turns(&mut self, looks: usize, expected: &[&str]) {
+        let before = self.shown();
+        for _ in 0..looks {
+            assert!(self.next(Instant::now() + PATIENCE), "no look at all");
+            if self.shown() != before {
+                return assert_eq!(self.shown(), expected);
+            }
+        }
+        panic!("expected {expected:#?}, and after {looks} looks it is still {before:#?}");
+    }
+
     #[track_caller]
     fn reading(&self, id: &str) -> &Reading {
         let devices = &self.last.as_ref().expect("a snapshot").devices;
@@ -199,6 +218,28 @@ fn idle_gpus_are_free_and_described() {
         assert_eq!((second.memory_total, second.memory_used), (Some(Bytes(80 * GIB)), Some(Bytes(4 << 20))));
         assert_eq!((second.temperature, second.power_w), (Some(40), Some(50.0)));
         assert_eq!(second.name, "Stand-in GPU");
+    });
+}
+
+#[test]
+fn a_stranger_is_named_with_its_memory_and_missed_once_it_ends() {
+    scenario(gpus(&[Gpu::idle(1)]), |world| {
+        world.host.process(411, "jupyter");
+        world.until(&[FREE]);
+        world.ask(Ask::Attend { leased: vec![], work_waits: true });
+        // The memory is looked at each second, the list every ten.
+        world.change_unseen(|state| {
+            state.gpus[0].processes = vec![("compute", 411, 3 * GIB)];
+            state.gpus[0].used = 3 * GIB;
+        });
+        world.turns(4, &["GPU-1 busy: 3.0 GiB held by pid 411 jupyter (tester)"]);
+        world.change(|state| state.gpus[0].used = 4 << 20);
+        world.until(&["GPU-1 busy: 3.0 GiB held by pid 411 jupyter (tester)"]);
+        // Its context was small: nothing but the end of the process shows that it is gone.
+        world.change_unseen(|state| state.gpus[0].processes.clear());
+        world.host.ended(411);
+        world.turns(4, &["GPU-1 busy: others used it until a moment ago"]);
+        world.turns(4, &[FREE]);
     });
 }
 

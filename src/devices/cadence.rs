@@ -19,6 +19,15 @@ const WATCH_FOR: Duration = Duration::from_secs(30);
 /// What is due this soon comes along now: devices read one after another would drift apart otherwise.
 const SLACK: Duration = Duration::from_millis(50);
 
+/// Whose memory this is, the list of before can't tell any more.
+const CHANGED: Bytes = Bytes(64 << 20);
+
+/// The least time between two lists of a device with work on it, however its memory moves.
+const LIST_PAUSE: Duration = SECOND.saturating_mul(2);
+
+/// An attempt that is over by then has no energy worth a reading of the counter.
+const ENERGY_AFTER: Duration = Duration::from_millis(500);
+
 /// This much above its resting value, memory is still held.
 const REST_MARGIN: Bytes = Bytes(256 << 20);
 
@@ -36,6 +45,13 @@ struct Dues {
     processes: Moment,
     sensors: Moment,
     health: Moment,
+    /// While leased: since when.
+    leased_at: Option<Moment>,
+    /// When the processes were last listed, and what memory was in use then.
+    listed_at: Moment,
+    listed_memory: Option<Bytes>,
+    /// How soon processes that are listed, and nowhere to be seen, are asked for again.
+    ghost_wait: Option<Duration>,
     watch: Option<Watch>,
     /// What it held when it was last seen at rest.
     rest: Option<Bytes>,
@@ -96,6 +112,9 @@ impl Cadence {
             dues.processes = dues.processes.min(now + processes_period(leased, work_waits));
             if leased {
                 dues.watch = None;
+                dues.leased_at.get_or_insert(now);
+            } else {
+                dues.leased_at = None;
             }
         }
         // The check after an exit may have come before the news that the lease is over.
@@ -114,13 +133,11 @@ impl Cadence {
             let mut looks = dues.watch.filter(|watch| watch.next <= now).map_or(Looks::NONE, |watch| watch.looks);
             // Only the cheap ones decide about waking up, so the rest waits for them.
             if dues.cheap <= near {
-                let energy = self.leased.contains(id);
+                let energy = dues.leased_at.is_some_and(|at| at + ENERGY_AFTER <= near);
                 looks = looks.and(Looks { memory: true, activity: true, energy, ..Looks::NONE });
                 looks.sensors = dues.sensors <= soon;
             }
             looks.processes |= dues.processes <= near;
-            // Whatever starts on the strength of this look has the counter's beginning.
-            looks.energy |= looks.processes;
             looks.health |= dues.health <= near;
             (looks != Looks::NONE).then(|| (id.clone(), looks))
         };
@@ -134,6 +151,18 @@ impl Cadence {
             [Some(dues.cheap), Some(dues.processes), Some(dues.health), watch].into_iter().flatten()
         });
         dues.chain([self.enumerate_at]).min()
+    }
+
+    /// Whether the list of processes no longer explains what a look without it found: memory has come or gone, or a
+    /// process that was listed `ended`. It is read along then, so that nobody is told of memory that nobody holds.
+    pub(super) fn list_is_outdated(&self, reading: &Reading, ended: bool, now: Moment) -> bool {
+        let Some(dues) = self.devices.get(&reading.id).filter(|dues| dues.watch.is_none()) else { return false };
+        let moved = match (dues.listed_memory, reading.memory_used) {
+            (Some(then), Some(now)) => then.0.abs_diff(now.0) > CHANGED.0,
+            _ => false,
+        };
+        let pause = if self.leased.contains(&reading.id) { LIST_PAUSE } else { Duration::ZERO };
+        (moved || ended) && now.since(dues.listed_at) >= pause
     }
 
     /// Takes in what a look found. `floor` is how much memory an idle device may hold. Answers whether the device is
@@ -163,7 +192,11 @@ impl Cadence {
             // A device that has just become empty needs a second look before it counts as free.
             let emptied = dues.listed && !listed && !leased;
             dues.listed = listed;
-            dues.processes = now + if emptied { SECOND + WATCH_PERIOD } else { processes_period(leased, work_waits) };
+            (dues.listed_at, dues.listed_memory) = (now, reading.memory_used);
+            let period = processes_period(leased, work_waits);
+            dues.ghost_wait =
+                has_ghosts(reading).then(|| dues.ghost_wait.map_or(SECOND, |wait| (wait * 2).min(period)));
+            dues.processes = now + if emptied { SECOND + WATCH_PERIOD } else { dues.ghost_wait.unwrap_or(period) };
         }
         let held =
             reading.memory_used.is_some_and(|used| used > floor.max(dues.rest.map_or(floor, |r| r + REST_MARGIN)));
@@ -208,15 +241,17 @@ impl Dues {
 }
 
 fn cheap_period(leased: bool, work_waits: bool) -> Duration {
-    match (leased, work_waits) {
-        (_, true) => SECOND,
-        (true, false) => SECOND * 2,
-        (false, false) => SECOND * 5,
-    }
+    if leased || work_waits { SECOND } else { SECOND * 5 }
 }
 
 fn processes_period(leased: bool, work_waits: bool) -> Duration {
     if leased || work_waits { SECOND * 10 } else { SECOND * 30 }
+}
+
+/// Whether the driver lists a process that this host doesn't know: it has ended, and its memory is on its way back.
+fn has_ghosts(reading: &Reading) -> bool {
+    let listed = reading.processes.as_deref().unwrap_or_default();
+    reading.pids_match && listed.iter().any(|process| process.name.is_none())
 }
 
 /// Whether processes are listed that look like an ended worker's.
@@ -235,7 +270,6 @@ mod tests {
 
     const FLOOR: Bytes = Bytes(600 << 20);
 
-    const LIST: Looks = Looks { processes: true, ..Looks::NONE };
     const EVERYTHING: Looks = Looks { activity: true, sensors: true, health: true, ..Looks::CHECK };
 
     fn at(milliseconds: u64) -> Moment {
@@ -294,7 +328,7 @@ mod tests {
     fn queries_follow_what_matters() {
         // Cheap ones, process lists, sensors, health, wake-ups.
         assert_eq!(minute(false, true), [59, 5, 5, 0, 59]);
-        assert_eq!(minute(true, false), [29, 5, 5, 0, 29]);
+        assert_eq!(minute(true, false), [59, 5, 5, 0, 59]);
         assert_eq!(minute(false, false), [11, 1, 1, 0, 11]);
     }
 
@@ -357,10 +391,55 @@ mod tests {
     #[test]
     fn a_device_that_was_emptied_is_looked_at_again_soon() {
         let mut cadence = started(false, true);
-        cadence.looked(&reading(0, 1), LIST, false, FLOOR, at(1000));
-        cadence.looked(&reading(0, 0), LIST, false, FLOOR, at(2000));
+        cadence.looked(&reading(0, 1), Looks::LIST, false, FLOOR, at(1000));
+        cadence.looked(&reading(0, 0), Looks::LIST, false, FLOOR, at(2000));
         assert!(cadence.due(at(3050)).iter().any(|(_, looks)| looks.processes));
         assert!(!cadence.due(at(2900)).iter().any(|(_, looks)| looks.processes));
+    }
+
+    #[test]
+    fn a_list_is_read_again_when_it_explains_nothing_any_more() {
+        let check = |leased: bool, used: u64, ended: bool, now: u64, expected: bool| {
+            let mut cadence = started(leased, true);
+            cadence.looked(&reading(1 << 30, 1), Looks::CHECK, false, FLOOR, at(1000));
+            assert_eq!(cadence.list_is_outdated(&reading(used, 1), ended, at(now)), expected, "{used} {ended} {now}");
+        };
+        check(false, 1 << 30, false, 2000, false);
+        check(false, (1 << 30) + (60 << 20), false, 2000, false);
+        check(false, 2 << 30, false, 2000, true);
+        check(false, 0, false, 2000, true);
+        check(false, 1 << 30, true, 2000, true);
+        // What runs here takes and gives memory all the time.
+        check(true, 2 << 30, false, 2000, false);
+        check(true, 2 << 30, false, 3000, true);
+    }
+
+    #[test]
+    fn processes_that_nobody_knows_are_asked_for_less_and_less_often() {
+        let mut cadence = started(false, true);
+        let mut now = at(1000);
+        for wait in [1000, 2000, 4000, 8000, 10_000, 10_000] {
+            cadence.looked(&reading(0, 1), Looks::LIST, false, FLOOR, now);
+            now = now + Duration::from_millis(wait);
+            assert!(cadence.due(now).iter().any(|(_, looks)| looks.processes), "after {wait}");
+            assert!(!cadence.due(Moment(now.0 - Duration::from_millis(100))).iter().any(|(_, looks)| looks.processes));
+        }
+    }
+
+    #[test]
+    fn the_energy_of_short_attempts_is_nobodys_time() {
+        let check = |leased_at: u64, now: u64, expected: bool| {
+            let mut cadence = started(false, true);
+            cadence.attend([gpu()].into(), true, at(leased_at));
+            assert_eq!(cadence.due(at(now)).iter().any(|(_, looks)| looks.energy), expected, "{leased_at} {now}");
+        };
+        check(600, 1000, false);
+        check(400, 1000, true);
+        check(400, 900, false);
+        let mut cadence = started(true, true);
+        cadence.attend(BTreeSet::new(), true, at(900));
+        cadence.attend([gpu()].into(), true, at(950));
+        assert!(!cadence.due(at(1000)).iter().any(|(_, looks)| looks.energy));
     }
 
     #[test]

@@ -279,6 +279,14 @@ impl Backend for Session<'_> {
         }
     }
 
+    fn has_seen_an_end(&self, id: &DeviceId) -> bool {
+        let Some(unit) = self.units.iter().find(|unit| unit.reading.id == *id) else { return false };
+        let listed = unit.reading.processes.as_deref().unwrap_or_default();
+        // Of what had no name then, nobody knows whether it lives.
+        let named = listed.iter().filter(|process| self.pids_match && process.name.is_some());
+        named.into_iter().any(|process| !self.procfs.is_alive(process.pid))
+    }
+
     fn readings(&self) -> Vec<Reading> {
         let mut readings: Vec<Reading> = self.units.iter().map(|unit| unit.reading.clone()).collect();
         // A board's health is that of all its instances; their own handles can't tell.

@@ -30,6 +30,16 @@ const PROVEN: Duration = Duration::from_secs(60);
 /// and it has nothing better to do then.
 const SNAPSHOTS: usize = 4;
 
+/// What a snapshot says once a hand took the driver away: it is closed by then.
+const RELEASED: &str = "released by hand: `gamdok resume` takes the driver back";
+
+impl Snapshot {
+    /// Whether the driver was let go of, as asked for.
+    pub fn is_released(&self) -> bool {
+        self.trouble.as_deref() == Some(RELEASED)
+    }
+}
+
 /// What the director asks of the prober.
 #[derive(Clone, Debug)]
 pub enum Ask {
@@ -197,7 +207,7 @@ impl Thread {
                 }
                 Left::Released => {
                     tracing::info!("the driver was let go of");
-                    self.hold("released by hand: `gamdok resume` takes the driver back", None)
+                    self.hold(RELEASED, None)
                 }
             };
             if held.is_err() {
@@ -301,6 +311,11 @@ impl Thread {
         for (id, looks) in looks {
             self.beat();
             backend.look(&id, looks, &self.clock)?;
+            let mut looks = looks;
+            if looks.activity && !looks.processes && self.list_is_outdated(backend, &id) {
+                backend.look(&id, Looks::LIST, &self.clock)?;
+                looks = looks.and(Looks::LIST);
+            }
             let readings = backend.readings();
             let Some(reading) = readings.iter().find(|reading| reading.id == id) else { continue };
             let floor = self.rules.idle.max_memory_used;
@@ -316,6 +331,13 @@ impl Thread {
             self.cadence.health_soon(&id);
         }
         Ok(news)
+    }
+
+    fn list_is_outdated(&self, backend: &dyn Backend, id: &DeviceId) -> bool {
+        let ended = backend.has_seen_an_end(id);
+        let readings = backend.readings();
+        let reading = readings.iter().find(|reading| reading.id == *id);
+        reading.is_some_and(|reading| self.cadence.list_is_outdated(reading, ended, self.clock.now()))
     }
 
     /// Waits while there is no backend: for a moment to try again, or until a hand gives it back.
@@ -335,7 +357,7 @@ impl Thread {
                 }
                 Some(Ask::Release) => {
                     until = None;
-                    words = "released by hand: `gamdok resume` takes the driver back".to_owned();
+                    RELEASED.clone_into(&mut words);
                     self.publish(self.known.clone(), Some(words.clone()))?;
                 }
                 Some(Ask::Resume) => return Ok(()),

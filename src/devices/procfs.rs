@@ -71,6 +71,13 @@ impl Procfs {
         Known { name, user, group: Some(stat.group), job: proc::job_of(&dir) }
     }
 
+    /// Whether a process of this number runs: not gone, and not merely waiting to be reaped.
+    pub(super) fn is_alive(&self, pid: u32) -> bool {
+        let line = fs::read(self.root.join(pid.to_string()).join("stat")).unwrap_or_default();
+        let stat = i32::try_from(pid).ok().and_then(|pid| ProcStat::parse(pid, &line));
+        stat.is_some_and(|(stat, _)| !stat.is_dead())
+    }
+
     fn user(&mut self, uid: u32) -> String {
         if let Some(name) = self.users.get(&uid) {
             return name.clone();

@@ -1,6 +1,6 @@
 //! Attempts: from a lease to a worker, and from its report to what follows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -112,9 +112,8 @@ impl Director {
         let record = job.record.clone();
         let launch = self.prepare_launch(&record, n, &on);
         self.step(id, Step::Launch);
-        let energy = self.energy(&on);
         let handle = Holder::Own(worker::start(launch, self.events.clone(), self.clock));
-        self.running.insert(id, Running { handle, energy, peak_memory: None, started: self.state.now });
+        self.running.insert(id, Running::new(handle, self.state.now));
     }
 
     /// Everything the worker needs.
@@ -376,32 +375,28 @@ impl Director {
         }
     }
 
-    pub(super) fn energy(&self, on: &[DeviceId]) -> BTreeMap<DeviceId, (u64, Moment)> {
-        let reading = |id: &DeviceId| {
-            let reading = self.snapshot.devices.iter().find(|reading| reading.id == *id)?;
-            Some((reading.energy_millijoules?, reading.energy_at))
-        };
-        on.iter().filter_map(|id| Some((id.clone(), reading(id)?))).collect()
+    /// Keeps what each running attempt's boards have used.
+    pub(super) fn note_energy(&mut self) {
+        for (id, running) in &mut self.running {
+            let Some(Stage::Running { on, .. } | Stage::Stopping { on, .. }) =
+                self.state.job(*id).map(|job| &job.stage)
+            else {
+                continue;
+            };
+            for reading in self.snapshot.devices.iter().filter(|reading| on.contains(&reading.id)) {
+                running.meter.note(reading, running.started);
+            }
+        }
     }
 
-    /// The boards' energy over the attempt. The counters are read each second or two while it runs; for what came after
-    /// the last reading the mean power until then is taken. None where it can't be told from others' (a shared
-    /// device), or where the readings cover less than half of the attempt.
+    /// None for a short attempt, and where it can't be told from others' on the same device.
     fn energy_spent(&self, running: &Running, on: &[DeviceId]) -> Option<f64> {
         let shared = |id: &DeviceId| self.state.device(id).is_some_and(|device| device.leases.held.len() > 1);
-        let ran = self.state.now.since(running.started).as_secs_f64();
-        if ran < 1.0 || on.iter().any(shared) || running.energy.len() != on.len() {
+        let ran = self.state.now.since(running.started);
+        if ran < Duration::from_secs(1) || on.iter().any(shared) {
             return None;
         }
-        let after = self.energy(on);
-        let spent = |(id, (before, _)): (&DeviceId, &(u64, Moment))| {
-            let (after, at) = after.get(id)?;
-            let covered = at.since(running.started).as_secs_f64();
-            // A counter that went back was started again with its driver.
-            let millijoules = after.checked_sub(*before)?;
-            (covered * 2.0 >= ran).then(|| millijoules as f64 / 1000.0 * (ran / covered).max(1.0))
-        };
-        running.energy.iter().map(spent).sum()
+        running.meter.joules(on.len(), ran)
     }
 
     /// Keeps the most memory seen in use by each running attempt's own processes, on all of its devices together.

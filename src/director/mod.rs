@@ -5,6 +5,7 @@
 mod attempts;
 mod claims;
 mod counting;
+mod energy;
 mod publish;
 mod requests;
 mod residents;
@@ -98,10 +99,15 @@ const PROBER_QUIET: Duration = Duration::from_secs(10);
 /// A worker that runs, with what must be let go when it ends.
 struct Running {
     handle: attempts::Holder,
-    /// Where the boards' energy counters stood, and when.
-    energy: BTreeMap<DeviceId, (u64, Moment)>,
+    meter: energy::Meter,
     peak_memory: Option<u64>,
     started: Moment,
+}
+
+impl Running {
+    fn new(handle: attempts::Holder, started: Moment) -> Running {
+        Running { handle, meter: energy::Meter::default(), peak_memory: None, started }
+    }
 }
 
 struct Director {
@@ -151,6 +157,7 @@ struct Director {
     unjudged: Vec<attempts::Unjudged>,
     /// Who waits until a cordon is written down, in the order in which they asked.
     cordoning: VecDeque<requests::PendingCordon>,
+    releasing: Vec<requests::Reply>,
 
     // In the order in which they are to drop: what others wait on first.
     events: Sender<worker::Event>,
@@ -258,6 +265,7 @@ impl Director {
             Part::Signals => self.stops = never(),
             Part::Prober => {
                 self.prober.snapshots = never();
+                self.prober_hangs = true;
                 self.devices_unknown("the thread that asks the driver has failed: restart the director".to_owned());
             }
             Part::Spool => {
@@ -382,7 +390,11 @@ impl Director {
         self.state.observe(&snapshot);
         self.snapshot = snapshot;
         self.note_peaks();
+        self.note_energy();
         self.judge_failed();
+        if self.snapshot.is_released() {
+            self.answer_releases();
+        }
     }
 
     fn log_verdict_changes(&self, next: &Snapshot) {
@@ -517,6 +529,7 @@ impl Director {
     /// What the driver last said stands, for what runs; nothing new is started on its word.
     fn devices_unknown(&mut self, why: String) {
         warn!(why, "the devices are unknown");
+        self.refuse_releases(&why);
         self.set_health(Check::failed(What::Devices, why.clone()));
         self.snapshot.trouble = Some(why);
         self.dirty = true;

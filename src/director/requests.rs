@@ -15,7 +15,7 @@ use crate::item::{ItemName, JobId};
 use crate::spool::{self, ClaimedJob};
 use crate::state::Phase;
 
-type Reply = oneshot::Sender<Result<Value, Refusal>>;
+pub(super) type Reply = oneshot::Sender<Result<Value, Refusal>>;
 
 /// A `retry` whose jobs are on their way back into `claimed/`.
 pub(super) struct PendingRetry {
@@ -48,10 +48,7 @@ impl Director {
                 self.drain();
                 Ok(json!({ "state": "draining" }))
             }
-            Command::Release => {
-                self.to_prober(prober::Ask::Release);
-                Ok(json!({ "released": true }))
-            }
+            Command::Release => return self.release(reply),
             Command::Cordon { device } => return self.cordon(&device, reply),
             Command::Uncordon { device } => return self.uncordon(&device, reply),
             Command::Cancel { jobs, inbox } => self.cancel(&jobs, inbox),
@@ -73,6 +70,34 @@ impl Director {
         self.state.phase = Phase::Running;
         self.to_prober(prober::Ask::Resume);
         Ok(json!({ "state": "running" }))
+    }
+
+    /// Answered once the driver is closed: whoever asks is about to unload it.
+    fn release(&mut self, reply: Reply) {
+        self.releasing.push(reply);
+        self.to_prober(prober::Ask::Release);
+        if self.prober_hangs {
+            self.refuse_releases("the driver doesn't answer");
+        }
+    }
+
+    pub(super) fn answer_releases(&mut self) {
+        if self.releasing.is_empty() {
+            return;
+        }
+        // Whoever reads after the answer sees what was asked for.
+        self.publish();
+        for reply in self.releasing.drain(..) {
+            let _ = reply.send(Ok(json!({ "released": true })));
+        }
+    }
+
+    /// The wish itself stands: the driver is let go of as soon as its call comes back.
+    pub(super) fn refuse_releases(&mut self, why: &str) {
+        for reply in self.releasing.drain(..) {
+            let help = "it is let go of as soon as the call comes back; `gamdok status` tells. Ending the director lets go at once";
+            let _ = reply.send(Err(refusal("not-released", format!("the driver is still held: {why}"), help)));
+        }
     }
 
     fn expect_accepting(&self, what: &str) -> Result<(), Refusal> {

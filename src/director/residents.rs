@@ -115,7 +115,7 @@ impl Director {
         for id in forming.jobs {
             let Some(job) = self.state.job(id) else { continue };
             match job.stage.clone() {
-                Stage::Preparing { n, on, .. } if alive => {
+                Stage::Preparing { n, .. } if alive => {
                     let record = job.record.clone();
                     let dir = self.root.claimed().join(record.dir().as_str());
                     tasks.push(worker::Task {
@@ -126,11 +126,9 @@ impl Director {
                         signature: record.signature.filter(|_| n == 1),
                         outputs: record.route.outputs.clone(),
                     });
-                    let energy = self.energy(&on);
                     self.step(id, Step::Launch);
                     let handle = Holder::Resident(forming.to);
-                    let running = Running { handle, energy, peak_memory: None, started: self.state.now };
-                    self.running.insert(id, running);
+                    self.running.insert(id, Running::new(handle, self.state.now));
                 }
                 Stage::Preparing { .. } => self.step(id, Step::Unlease),
                 // Stopped while its attempt was written: it never started.

@@ -166,6 +166,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         prober_hangs: false,
         unjudged: Vec::new(),
         cordoning: VecDeque::new(),
+        releasing: Vec::new(),
         events,
         inspections,
         board,

@@ -229,6 +229,10 @@ impl Host {
         );
     }
 
+    pub fn ended(&self, pid: u32) {
+        fs::remove_dir_all(self.dir.join(format!("proc/{pid}"))).expect("it was there");
+    }
+
     fn write(&self, path: &str, text: &str) {
         let path = self.dir.join(path);
         fs::create_dir_all(path.parent().expect("it has one")).expect("a folder");
