@@ -270,3 +270,28 @@ fn the_service_may_open_more_files_than_it_was_started_with_and_workers_may_not(
     let hard = fs::read_to_string(dir.join("out/hard")).expect("what the worker saw");
     assert_ne!(hard.trim(), "24", "it may raise it itself");
 }
+
+#[test]
+fn a_claimed_directory_taken_away_under_a_running_job_stops_nothing() {
+    let gated = json!(["sh", "-c", "case $GAMDOK_NAME in first) echo x >\"$GATE\"; read -r _ <\"$GATE\";; esac"]);
+    let mut world = World::with(CPU, &format!("[[route]]\nname = \"gated\"\ncommand = {gated}\n"));
+    let gate = world.scratch("gate");
+    rustix::fs::mknodat(rustix::fs::CWD, &gate, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a FIFO");
+    world.set("GATE", &gate);
+    let service = world.start();
+    world.drop_file("first", b"1");
+    assert_eq!(fs::read(&gate).expect("it runs"), b"x\n");
+    fs::remove_dir_all(world.root.join("claimed")).expect("take claimed/ away");
+    world.drop_file("second", b"2");
+    world.until("the next item goes through", |status| status["counts"]["done"] == 1);
+    fs::write(&gate, "go\n").expect("let the first end");
+    let ended = world.until("the first has ended", |status| status["counts"]["running"] == 0);
+    assert!(ended["health"].as_array().is_some_and(|all| all.iter().all(|it| it["state"] != "failed")), "{ended:#}");
+    world.wait();
+    world.result("first");
+    world.assert_empty();
+    let log = service.log();
+    assert_eq!(log.matches("claimed/ was removed or replaced").count(), 1, "{log}");
+    assert!(log.contains("directory is gone from claimed/"), "{log}");
+    assert_eq!(service.stop(), 0);
+}

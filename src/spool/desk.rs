@@ -129,6 +129,8 @@ pub(super) struct Desk {
     counting: bool,
     left: left::LeftJobs,
     publishing: publishing::Publishing,
+    /// Why there is no `claimed/` to work in.
+    no_claimed: Option<String>,
     answers: Sender<Answer>,
     stopping: bool,
 }
@@ -165,6 +167,7 @@ impl Desk {
             counting: false,
             left: left::LeftJobs::default(),
             publishing: publishing::Publishing::default(),
+            no_claimed: None,
             answers,
             stopping: false,
         })
@@ -272,6 +275,7 @@ impl Desk {
         if self.recheck_at.is_some_and(|at| at <= now) {
             self.look_at_space();
         }
+        self.find_claimed();
         self.look_at_left(now);
         self.go_on_publishing(now);
         let retrying = self.has_to_retry() && self.retry_at <= now;
@@ -317,6 +321,11 @@ impl Desk {
                 Task::Claim { id, candidate, cancelled } => {
                     if !*intact.get_or_insert_with(|| self.ground.root.is_intact()) {
                         let why = NotClaimed::NoRoom(self.root_is_gone());
+                        self.answer(Answer::NotClaimed { id, candidate, why });
+                        continue;
+                    }
+                    if let Some(words) = self.no_claimed.clone() {
+                        let why = NotClaimed::NoRoom(words);
                         self.answer(Answer::NotClaimed { id, candidate, why });
                         continue;
                     }
@@ -439,7 +448,7 @@ impl Desk {
     fn chain(&self, ops: &[Op]) -> Result<Vec<OwnedFd>, Errno> {
         let copy = |dir: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(dir, 0);
         let mut chain = self.shelves.unsynced(&self.ground)?;
-        chain.push(copy(self.ground.claimed())?);
+        chain.push(copy(self.ground.claimed().as_fd())?);
         let mut folders: Vec<&OwnedFd> = Vec::new();
         for op in ops {
             if let Op::Claim(claim) = op {

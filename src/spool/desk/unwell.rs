@@ -96,12 +96,21 @@ impl Desk {
         words
     }
 
+    /// Where `claimed/` isn't, claims would fail one after the other.
+    pub(super) fn find_claimed(&mut self) {
+        self.no_claimed = self.ground.find_claimed().err();
+        if let Some(words) = self.no_claimed.clone() {
+            self.cannot_write(words);
+        }
+    }
+
     /// After a turn in which everything that was refused was tried again.
     pub(super) fn tried_again(&mut self, refusal: Refusal) {
         if self.troubles.is_writing_refused() && refusal != Refusal::General {
             let writing = self.space.try_writing();
             // A claim and a finish take more of them at a time than the try.
-            if writing.is_err() || files::are_free(FILES).is_err() || !self.ground.root.is_intact() {
+            let away = self.no_claimed.is_some() || !self.ground.root.is_intact();
+            if writing.is_err() || files::are_free(FILES).is_err() || away {
                 tracing::debug!(?writing, "the root is not usable yet");
                 self.retry_at = self.clock.now() + self.backoff;
                 self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);
