@@ -129,6 +129,8 @@ pub(super) struct Desk {
     counting: bool,
     left: left::LeftJobs,
     publishing: publishing::Publishing,
+    /// The root isn't at its path, and the director knows.
+    root_is_away: bool,
     /// Why there is no `claimed/` to work in.
     no_claimed: Option<String>,
     answers: Sender<Answer>,
@@ -167,6 +169,7 @@ impl Desk {
             counting: false,
             left: left::LeftJobs::default(),
             publishing: publishing::Publishing::default(),
+            root_is_away: false,
             no_claimed: None,
             answers,
             stopping: false,
@@ -368,6 +371,10 @@ impl Desk {
                     let outcome = cordons::write(self.ground.root.dir(), &devices).map_err(|error| error.to_string());
                     self.answer(Answer::Cordons(outcome));
                 }
+                Task::FindRoot => match self.ground.root.is_intact() {
+                    true => self.answer(Answer::Root { is_there: true }),
+                    false => drop(self.root_is_gone()),
+                },
                 // Taken in at the door.
                 Task::Keep { .. } | Task::Stop => {}
             }

@@ -89,9 +89,11 @@ impl Desk {
     /// was opened.
     pub(super) fn root_is_gone(&mut self) -> String {
         let words = format!(
-            "the root `{}` is not the one that was opened: it was unmounted, moved or replaced; nothing is claimed until it is back (mount it again, or restart the director on another)",
+            "the root `{}` is not the one that was opened: it was unmounted, moved or replaced; nothing is claimed or started until it is back (mount it again, or restart the director on another)",
             crate::root::shown(self.ground.root.path())
         );
+        self.root_is_away = true;
+        self.answer(Answer::Root { is_there: false });
         self.cannot_write(words.clone());
         words
     }
@@ -117,6 +119,9 @@ impl Desk {
                 return;
             }
             self.troubles.can_write();
+            if std::mem::take(&mut self.root_is_away) {
+                self.answer(Answer::Root { is_there: true });
+            }
         }
         if refusal == Refusal::None {
             self.backoff = BACKOFF;

@@ -115,3 +115,26 @@ fn while_claimed_is_no_directory_nothing_is_claimed_and_it_is_said() {
     desk.claim(candidate).unwrap();
     desk.end();
 }
+
+#[test]
+fn whether_the_root_is_at_its_path_is_answered_and_its_return_too() {
+    let outer = tempfile::tempdir().unwrap();
+    let (path, away) = (outer.path().join("root"), outer.path().join("away"));
+    Root::init(&path).unwrap();
+    let place = Place { temp: tempfile::tempdir_in(outer.path()).unwrap(), root: Arc::new(Root::open(&path).unwrap()) };
+    let desk = place.desk(Faults::default());
+    let answers = &desk.spool.as_ref().unwrap().answers;
+    let is_there = || loop {
+        if let Answer::Root { is_there } = answers.recv_timeout(WAIT).unwrap() {
+            return is_there;
+        }
+    };
+    desk.tell(Task::FindRoot);
+    assert!(is_there());
+    fs::rename(&path, &away).unwrap();
+    desk.tell(Task::FindRoot);
+    assert!(!is_there());
+    fs::rename(&away, &path).unwrap();
+    assert!(is_there());
+    desk.end();
+}
