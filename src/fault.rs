@@ -74,7 +74,7 @@ const EXIT_LATER: i32 = 75;
 /// Assesses one report against the job's record (whose last attempt is the one reported) and its route.
 pub fn assess(record: &JobRecord, report: &Report, device_lost: bool) -> Assessment {
     let nobodys = |next| Assessment { reason: None, counted: false, against_device: false, next };
-    if report.end == End::NotBegun {
+    if matches!(report.end, End::NotBegun | End::RootAway) {
         return nobodys(Next::Unlease);
     }
     let stopped = matches!(report.end, End::Stopped { .. });

@@ -57,7 +57,7 @@ pub fn plan(state: &State, snapshot: &Snapshot) -> Vec<Decision> {
     decisions.extend(lost(state, snapshot).into_iter().map(|job| Decision::Stop { job }));
     let over = warm::over(state, snapshot);
     decisions.extend(over.iter().map(|&resident| Decision::Retire { resident }));
-    if state.phase != Phase::Running {
+    if state.phase != Phase::Running || !state.may_start {
         return decisions;
     }
     let mut planner = Planner::new(state, snapshot, &due);

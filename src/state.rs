@@ -196,6 +196,8 @@ pub struct State {
     pub rules: config::Devices,
     /// The spool can write, the inbox can be read: claims make sense.
     pub may_claim: bool,
+    /// The root's path leads to it: what is started there finds its item.
+    pub may_start: bool,
     /// For `round-robin`: the device given last.
     pub last_given: Option<DeviceId>,
     /// When the routes' items last succeeded, by route and device: tells a sick device from a bad script.
@@ -254,6 +256,7 @@ impl State {
             phase: Phase::Running,
             rules,
             may_claim: true,
+            may_start: true,
             last_given: None,
             successes: HashMap::new(),
             jobs: BTreeMap::new(),

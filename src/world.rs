@@ -190,7 +190,10 @@ impl World {
             92..94 => self.cordon_by_hand(),
             94..96 => self.cancel(),
             96..97 => self.take_back(),
-            97..98 => self.state.may_claim = self.chance.percent(70),
+            97..98 => {
+                self.state.may_claim = self.chance.percent(70);
+                self.state.may_start = self.chance.percent(90);
+            }
             98..99 => self.state.phase = self.chance.of(&[Phase::Running, Phase::Running, Phase::Paused]),
             _ => self.offer_again(),
         }
@@ -517,6 +520,7 @@ impl World {
         self.calm = true;
         self.trouble = false;
         self.state.may_claim = true;
+        self.state.may_start = true;
         self.state.phase = Phase::Running;
         for at in 0..self.gear.len() {
             let gear = &mut self.gear[at];

@@ -252,10 +252,7 @@ fn two_items_of_one_name_are_two_jobs() {
 
 #[test]
 fn an_empty_directory_and_an_empty_output_are_something() {
-    let world = World::new(&format!(
-        "{}retries = 0\noutputs = [\"marker\", \"*.d\"]\n",
-        sh("mkdir \"$2/x.d\"; : >\"$2/marker\"")
-    ));
+    let world = World::new(&format!("{}retries = 0\noutputs = [\"marker\"]\n", sh(": >\"$2/marker\"")));
     world.drop_dir("empty", &[]);
     world.drop_dir("full", &[("a", b"1")]);
     assert_eq!(world.once().status.code(), Some(0));

@@ -270,3 +270,71 @@ fn the_service_may_open_more_files_than_it_was_started_with_and_workers_may_not(
     let hard = fs::read_to_string(dir.join("out/hard")).expect("what the worker saw");
     assert_ne!(hard.trim(), "24", "it may raise it itself");
 }
+
+#[test]
+fn a_claimed_directory_taken_away_under_a_running_job_stops_nothing() {
+    let gated = json!(["sh", "-c", "case $GAMDOK_NAME in first) echo x >\"$GATE\"; read -r _ <\"$GATE\";; esac"]);
+    let mut world = World::with(CPU, &format!("[[route]]\nname = \"gated\"\ncommand = {gated}\n"));
+    let gate = world.scratch("gate");
+    rustix::fs::mknodat(rustix::fs::CWD, &gate, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a FIFO");
+    world.set("GATE", &gate);
+    let service = world.start();
+    world.drop_file("first", b"1");
+    assert_eq!(fs::read(&gate).expect("it runs"), b"x\n");
+    fs::remove_dir_all(world.root.join("claimed")).expect("take claimed/ away");
+    world.drop_file("second", b"2");
+    world.until("the next item goes through", |status| status["counts"]["done"] == 1);
+    fs::write(&gate, "go\n").expect("let the first end");
+    let ended = world.until("the first has ended", |status| status["counts"]["running"] == 0);
+    assert!(ended["health"].as_array().is_some_and(|all| all.iter().all(|it| it["state"] != "failed")), "{ended:#}");
+    world.wait();
+    world.result("first");
+    world.assert_empty();
+    let log = service.log();
+    assert_eq!(log.matches("claimed/ was removed or replaced").count(), 1, "{log}");
+    assert!(log.contains("directory is gone from claimed/"), "{log}");
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn what_was_claimed_waits_for_a_root_that_was_renamed() {
+    // One slot: the second is claimed and waits. It would run by a path where another folder lies by then.
+    let gated = json!([
+        "sh",
+        "-c",
+        "case $GAMDOK_NAME in first) echo x >\"$GATE\"; read -r _ <\"$GATE\";; esac; cp \"$1\" \"$2\"",
+        "sh",
+        "{item}",
+        "{out}"
+    ]);
+    let route = format!("[[route]]\nname = \"gated\"\nbackoff = \"10ms\"\noutputs = [\"*\"]\ncommand = {gated}\n");
+    let mut world = World::with("[devices]\nuse = \"cpu\"\ncpu_slots = 1\n", &route);
+    let gate = world.scratch("gate");
+    rustix::fs::mknodat(rustix::fs::CWD, &gate, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a FIFO");
+    world.set("GATE", &gate);
+    let mut service = world.start();
+    world.drop_file("first", b"1");
+    assert_eq!(fs::read(&gate).expect("it runs"), b"x\n");
+    world.drop_file("second", b"2");
+    world.until("the second is claimed", |status| status["counts"]["claimed"] == 1);
+    let away = world.root.with_extension("away");
+    fs::rename(&world.root, &away).expect("rename the root");
+    fs::create_dir(&world.root).expect("something else in its place");
+    fs::write(&gate, "go\n").expect("let the first end");
+    let told = |log: &str| log.contains("is not the one that was opened");
+    while !told(&service.log()) {
+        world.pause();
+    }
+    assert_eq!(names(&world.root), Vec::<std::ffi::OsString>::new(), "nothing is written there");
+    for shelf in ["done", "failed"] {
+        assert_eq!(names(&away.join(shelf)), Vec::<std::ffi::OsString>::new(), "nothing has ended");
+    }
+    fs::remove_dir(&world.root).expect("take it away");
+    fs::rename(&away, &world.root).expect("put the root back");
+    assert_eq!(fs::read(&gate).expect("the first runs again"), b"x\n");
+    fs::write(&gate, "go\n").expect("let it end");
+    world.until("both are done", |status| status["counts"]["done"] == 2);
+    world.assert_empty();
+    service.signal(15);
+    assert_eq!(service.wait(), 0, "{}", service.log());
+}

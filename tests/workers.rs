@@ -31,6 +31,8 @@ const MISDEEDS: &[(&str, &str, &str, &str)] = &[
     ("out-gone", "rmdir $2", "", "done"),
     ("out-gone-declared", "rmdir $2", "outputs = [\"x\"]", "failed missing-output"),
     ("out-link", "rmdir $2; ln -s /etc $2", "", "done"),
+    ("dir-declared", "mkdir $2/x", "outputs = [\"x\"]", "failed missing-output"),
+    ("fifo-declared", "mkfifo $2/x", "outputs = [\"x\"]", "failed missing-output"),
     ("out-link-declared", "rmdir $2; ln -s /etc $2", "outputs = [\"passwd\"]", "failed missing-output"),
     ("link-declared", "ln -s /etc/passwd $2/x", "outputs = [\"x\"]", "failed missing-output"),
     ("path-declared", "ln -s /etc $2/x", "outputs = [\"x/passwd\"]", "failed missing-output"),

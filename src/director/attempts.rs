@@ -128,6 +128,7 @@ impl Director {
         worker::Launch {
             job: record.id,
             attempt: n,
+            root: self.root.clone(),
             argv,
             env,
             cwd,
@@ -266,6 +267,12 @@ impl Director {
             assessment.next = Next::Finish(super::claims::cancelled_ending());
         }
         if matches!(assessment.next, Next::Unlease) {
+            if report.end == End::RootAway {
+                self.root_is_away();
+            }
+            if resident.is_none() {
+                self.held_locks.remove(&id);
+            }
             return self.not_begun(id);
         }
         if resident.is_some() {
@@ -331,6 +338,12 @@ impl Director {
             self.running.remove(&id);
             self.not_begun(id);
         }
+    }
+
+    /// What was about to start found the root's path leading elsewhere. Nothing starts until the spool says that it's back.
+    pub(super) fn root_is_away(&mut self) {
+        self.state.may_start = false;
+        self.to_spool(spool::Task::FindRoot);
     }
 
     /// What a resident had in line when it ended: as if it had never been handed over.

@@ -105,6 +105,7 @@ impl Director {
                 self.to_ledger(ledger::Entry::Reconcile);
             }
             spool::Answer::Cordons(outcome) => self.on_cordons(outcome),
+            spool::Answer::Root { is_there } => self.state.may_start = is_there,
             spool::Answer::Health(check) => self.on_spool_health(check),
         }
     }

@@ -48,6 +48,7 @@ impl Director {
         env.retain(|(key, _)| !worker::OF_ONE_ITEM.iter().any(|word| key == word));
         let launch = ResidentLaunch {
             id,
+            root: self.root.clone(),
             argv,
             env,
             cwd,
@@ -178,6 +179,9 @@ impl Director {
             (_, end) => warn!(resident = %id, route = resident.route.name, served, ?end, "a resident worker has ended"),
         }
         self.look_again_at(&resident.on);
+        if *end == End::RootAway {
+            return self.root_is_away();
+        }
         let wanted = !matches!(end, End::Stopped { .. });
         if let Some(report) = failed_start.filter(|_| wanted) {
             self.blame(&resident, *report);

@@ -58,6 +58,7 @@ fn told(words: &str) -> (Report, bool) {
             "no-process" => told.end = End::NotStarted { error: "out of processes".to_owned(), host: true },
             "beside" => told.beside = number() as u32,
             "not-begun" => told.end = End::NotBegun,
+            "root-away" => told.end = End::RootAway,
             "not-ready" => told.end = End::NotReady { within: Duration::from_secs(300) },
             "changed" => told.end = End::ItemChanged,
             "gone" => told.end = End::ItemMissing,
@@ -148,6 +149,7 @@ fn a_batch_that_fails_as_a_whole_blames_nobody_until_one_stands_alone() {
     check("", "cancelled beside3", "cancelled uncounted; cancelled cancelled: cancelled during attempt 1");
     check("", "shutdown beside3", "none uncounted; requeue");
     check("exit@gpu0", "not-begun", "none uncounted; as if never handed over");
+    check("exit@gpu0", "root-away", "none uncounted; as if never handed over");
     check("", "not-ready", "timeout counted, against device; retry in 5s");
 }
 

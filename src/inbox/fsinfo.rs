@@ -14,6 +14,13 @@ pub(super) struct Identity {
     mount: u64,
 }
 
+impl Identity {
+    /// Whether something can be renamed from one to the other.
+    pub(super) fn is_on_mount_of(&self, other: &Identity) -> bool {
+        (self.dev, self.mount) == (other.dev, other.mount)
+    }
+}
+
 /// A look at a folder from outside: its identity and when its names last changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outside {
@@ -90,5 +97,15 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         assert_ne!(before.identity, look(&path).unwrap().identity);
         assert!(look(&std::env::current_exe().unwrap()).is_err(), "a file is no folder");
+    }
+
+    #[test]
+    fn what_is_mounted_elsewhere_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("inbox")).unwrap();
+        let [root, inbox, other] =
+            [dir.path(), &dir.path().join("inbox"), Path::new("/proc")].map(|path| look(path).unwrap().identity);
+        assert!(inbox.is_on_mount_of(&root));
+        assert!(!other.is_on_mount_of(&root));
     }
 }

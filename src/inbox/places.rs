@@ -127,7 +127,11 @@ impl Core {
         }
         let inbox = &self.setup.inbox;
         let path = crate::item::escape(inbox.as_os_str().as_bytes());
+        let state = sentinel.parent().and_then(|state| fsinfo::look(state).ok());
         match fsinfo::look(inbox) {
+            Ok(seen) if state.is_some_and(|state| !seen.identity.is_on_mount_of(&state.identity)) => Some(format!(
+                "`{path}` lies on another mount than the root, so nothing can be moved out of it: unmount what is mounted over it"
+            )),
             Ok(_) => None,
             Err(error) => Some(format!("`{path}` can't be read: {error}")),
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::folder::{HELD, State};
+use super::folder::{Folder, HELD, State};
 use super::scanner::Core;
 use super::{Counts, HELD_LISTED, HeldItem, ItemInfo};
 use crate::config;
@@ -58,7 +58,7 @@ impl Core {
 
     /// In `--once` mode: whether all that counts is through.
     fn is_drained(&self) -> bool {
-        let through = |folder: &super::folder::Folder| {
+        let through = |folder: &Folder| {
             let tally = folder.tally;
             let open = tally.settling + tally.queued + tally.offered + tally.passing;
             let beyond: u64 = folder.lines.iter().map(|line| line.beyond).sum();
@@ -141,12 +141,24 @@ impl Core {
             let shown = folder.shown();
             return Check::degraded(What::Inbox, format!("the intake folder `{shown}` is missing; make it"));
         }
+        if let Some(folder) = self.folders.iter().find(|folder| self.is_on_another_mount(folder)) {
+            let shown = folder.shown();
+            let message =
+                format!("the intake folder `{shown}` lies on another mount than the root: its items can't be claimed");
+            return Check::degraded(What::Inbox, message);
+        }
         if let Some(folder) = self.folders.iter().find(|folder| HELD <= folder.tally.held) {
             let shown = folder.shown();
             let message = format!("more than {HELD} items of `{shown}` are held; take away what isn't wanted");
             return Check::degraded(What::Inbox, message);
         }
         Check::ok(What::Inbox)
+    }
+
+    fn is_on_another_mount(&self, folder: &Folder) -> bool {
+        let identity = |folder: &Folder| folder.place.as_ref().map(|place| place.identity);
+        let inbox = self.folders.first().and_then(identity);
+        inbox.zip(identity(folder)).is_some_and(|(inbox, it)| !it.is_on_mount_of(&inbox))
     }
 
     fn was_looked_at(&self) -> bool {

@@ -276,6 +276,34 @@ fn without_the_sentinel_nothing_is_offered() {
 }
 
 #[test]
+fn what_lies_on_another_mount_than_the_root_is_told() {
+    let mut world = World::new(HOUR).route(|route| {
+        route.folder = "side".to_owned();
+        route.patterns = vec!["a".to_owned()];
+    });
+    fs::create_dir(world.path("side")).unwrap();
+    world = world.start();
+    world.condition(What::Inbox, Condition::Ok);
+    let check = |world: &mut World, path: &Path, condition: Condition| {
+        let away = world.dir.path().join("away");
+        fs::rename(path, &away).unwrap();
+        std::os::unix::fs::symlink("/proc/sys", path).unwrap();
+        world.answer(Answer::Rescan);
+        let told = |check: &Check| check.state == condition && check.message.contains("on another mount than the root");
+        world.until("it is told", |world| world.health.iter().any(told).then_some(()));
+        fs::remove_file(path).unwrap();
+        fs::rename(&away, path).unwrap();
+        world.answer(Answer::Rescan);
+        world.condition(What::Inbox, Condition::Ok);
+    };
+    let (side, inbox) = (world.path("side"), world.setup.inbox.clone());
+    check(&mut world, &side, Condition::Degraded);
+    check(&mut world, &inbox, Condition::Failed);
+    world.rename_in("side/a");
+    assert_eq!(world.offered_name(), "a");
+}
+
+#[test]
 fn what_settles_is_not_forgotten_while_the_inbox_is_away() {
     let mut world = World::new(Duration::from_millis(300)).start();
     fs::write(world.path("a"), "x").unwrap();

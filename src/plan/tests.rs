@@ -14,7 +14,7 @@ use crate::world::fixtures::{candidate, gib, job_id, key, reading, record, route
 /// Long enough after the start for everything to be old.
 const NOW: f64 = 1000.0;
 
-/// A host in a few words. Rules: `slots=2 policy=pack cpu=4 mode=cpu trouble paused noclaims last=gpu1`.
+/// A host in a few words. Rules: `slots=2 policy=pack cpu=4 mode=cpu trouble paused noclaims away last=gpu1`.
 /// A device a line: `gpu0 total=80 used=1 resting temp=40 stale asked exited cordoned excluded lost nomemory`, also `mig0`, `sim0`, `gone0`.
 /// A job a line, in the order of arrival: `a gpus=2 mem=20 prio=1 route=x max=1 nofallback avoid=gpu0,gpu1` and one of
 /// `on=gpu0,gpu1` (runs), `stopping=gpu0`, `claiming`, `offered`, `later`, `due`; without one it waits.
@@ -64,6 +64,7 @@ impl Host {
         let mut state = State::new(rules);
         state.now = seconds(NOW);
         state.may_claim = !words.contains(&"noclaims");
+        state.may_start = !words.contains(&"away");
         state.last_given = value(&words, "last").map(device_id);
         let mut readings = vec![reading(DeviceKind::Cpu, 0, seconds(NOW))];
         for text in devices {
@@ -389,6 +390,7 @@ fn retries_come_back_in_their_time() {
     check("", &["gpu0"], &["a due", "b later", "c"], "due a, a on gpu0");
     check("", &["gpu0"], &["c", "a due"], "due a, c on gpu0");
     check("paused", &["gpu0"], &["a due"], "due a");
+    check("away", &["gpu0"], &["a due", "b", "c offered"], "due a");
 }
 
 #[test]
@@ -500,6 +502,7 @@ fn what_can_never_run_here_is_refused() {
 #[test]
 fn waiting_is_explained_by_the_rules_themselves() {
     check_why("paused", &["gpu0"], &["a"], "a", "paused");
+    check_why("away", &["gpu0"], &["a"], "a", "the root isn't at its path: see the health of spool");
     check_why("", &["gpu0"], &["a"], "a", "it is about to start");
     check_why("", &["gpu0"], &["a on=gpu0"], "a", "it runs");
     check_why("", &["gpu0"], &["x on=gpu0", "a"], "a", "GPU 0 is taken");

@@ -72,6 +72,9 @@ impl<'a> Waits<'a> {
 
     fn halted(&self) -> Option<String> {
         match self.planner.state.phase {
+            Phase::Running if !self.planner.state.may_start => {
+                Some("the root isn't at its path: see the health of spool".to_owned())
+            }
             Phase::Running => None,
             Phase::Paused => Some("paused".to_owned()),
             Phase::Draining => Some("the director drains: nothing new is started".to_owned()),

@@ -218,7 +218,7 @@ impl Claim {
             }
             self.moved = false;
         }
-        if let Err(error) = record::remove_empty_job(ground.claimed(), self.dir.as_str()) {
+        if let Err(error) = record::remove_empty_job(ground.claimed().as_fd(), self.dir.as_str()) {
             // The next start removes it: nothing is in it.
             tracing::debug!(job = self.dir.as_str(), %error, "the directory of a claim that was undone stays");
         }

@@ -129,6 +129,10 @@ pub(super) struct Desk {
     counting: bool,
     left: left::LeftJobs,
     publishing: publishing::Publishing,
+    /// The root isn't at its path, and the director knows.
+    root_is_away: bool,
+    /// Why there is no `claimed/` to work in.
+    no_claimed: Option<String>,
     answers: Sender<Answer>,
     stopping: bool,
 }
@@ -165,6 +169,8 @@ impl Desk {
             counting: false,
             left: left::LeftJobs::default(),
             publishing: publishing::Publishing::default(),
+            root_is_away: false,
+            no_claimed: None,
             answers,
             stopping: false,
         })
@@ -272,6 +278,7 @@ impl Desk {
         if self.recheck_at.is_some_and(|at| at <= now) {
             self.look_at_space();
         }
+        self.find_claimed();
         self.look_at_left(now);
         self.go_on_publishing(now);
         let retrying = self.has_to_retry() && self.retry_at <= now;
@@ -320,6 +327,11 @@ impl Desk {
                         self.answer(Answer::NotClaimed { id, candidate, why });
                         continue;
                     }
+                    if let Some(words) = self.no_claimed.clone() {
+                        let why = NotClaimed::NoRoom(words);
+                        self.answer(Answer::NotClaimed { id, candidate, why });
+                        continue;
+                    }
                     if *room.get_or_insert_with(|| self.look_at_space()) == Room::Low {
                         let why = NotClaimed::NoRoom("too little room is left on the root's file system".to_owned());
                         self.answer(Answer::NotClaimed { id, candidate, why });
@@ -359,6 +371,10 @@ impl Desk {
                     let outcome = cordons::write(self.ground.root.dir(), &devices).map_err(|error| error.to_string());
                     self.answer(Answer::Cordons(outcome));
                 }
+                Task::FindRoot => match self.ground.root.is_intact() {
+                    true => self.answer(Answer::Root { is_there: true }),
+                    false => drop(self.root_is_gone()),
+                },
                 // Taken in at the door.
                 Task::Keep { .. } | Task::Stop => {}
             }
@@ -439,7 +455,7 @@ impl Desk {
     fn chain(&self, ops: &[Op]) -> Result<Vec<OwnedFd>, Errno> {
         let copy = |dir: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(dir, 0);
         let mut chain = self.shelves.unsynced(&self.ground)?;
-        chain.push(copy(self.ground.claimed())?);
+        chain.push(copy(self.ground.claimed().as_fd())?);
         let mut folders: Vec<&OwnedFd> = Vec::new();
         for op in ops {
             if let Op::Claim(claim) = op {

@@ -61,6 +61,8 @@ pub enum Task {
     Keep { done: Option<Duration>, failed: Option<Duration> },
     /// Write down which devices a hand took out, for the next start.
     Cordons { devices: Vec<DeviceId> },
+    /// Look whether the root is at its path. Answered by [`Answer::Root`], and again when it is back.
+    FindRoot,
     /// End the thread once everything before it is done.
     Stop,
 }
@@ -106,6 +108,10 @@ pub enum Answer {
     Cordons(Result<(), String>),
     /// The tally is complete, or was corrected: old jobs were removed, or others changed `done/` or `failed/`.
     Counted,
+    /// Whether the path leads to the root that was opened.
+    Root {
+        is_there: bool,
+    },
     /// The state of `Spool` or `Space`. Failed: the disk refuses (full, I/O error, read-only), so claims are to pause until
     /// it is ok again; finishes are kept and retried by the spool. Degraded: a warning.
     Health(Check),

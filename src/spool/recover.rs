@@ -150,14 +150,14 @@ pub(super) fn take_up(ground: &Ground, suspect: &Suspect, recovered: &mut Recove
     let job = opened.as_fd();
     match meaning(ground, job, id, dir)? {
         Meaning::Intent => {
-            record::remove_empty_job(ground.claimed(), dir.as_str())?;
+            record::remove_empty_job(ground.claimed().as_fd(), dir.as_str())?;
             ground.faults.at("recover.removed")?;
         }
         Meaning::Unrecorded => match put_back(ground, job) {
             Ok(()) => {
                 ground.faults.at("recover.put-back")?;
                 recovered.put_back += 1;
-                record::remove_empty_job(ground.claimed(), dir.as_str())?;
+                record::remove_empty_job(ground.claimed().as_fd(), dir.as_str())?;
             }
             Err(error) => {
                 tracing::warn!(job = dir.as_str(), %error, "an item whose claim was cut off can't go back into the inbox");

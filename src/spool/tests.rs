@@ -158,7 +158,7 @@ impl Desk {
         loop {
             match self.spool.as_ref().unwrap().answers.recv_timeout(WAIT).unwrap() {
                 Answer::Health(check) => self.health.push(check),
-                Answer::Counted => {}
+                Answer::Counted | Answer::Root { .. } => {}
                 answer => return answer,
             }
         }
@@ -206,7 +206,7 @@ impl Desk {
         while !self.health.last().is_some_and(is_it) {
             match self.spool.as_ref().unwrap().answers.recv_timeout(WAIT).unwrap() {
                 Answer::Health(check) if check.what == What::Spool => self.health.push(check),
-                Answer::Health(_) | Answer::Counted => {}
+                Answer::Health(_) | Answer::Counted | Answer::Root { .. } => {}
                 other => panic!("{other:?} before {state:?} {words}"),
             }
         }

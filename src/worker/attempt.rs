@@ -31,6 +31,8 @@ use crate::units::Clock;
 /// How long the lock of an attempt that has ended may linger: another process that is just being started holds a copy
 /// of each descriptor until it runs its program.
 const LOCK_LINGERS: Duration = Duration::from_secs(2);
+/// What it was told to read and write isn't at its path any more: no fault of the item.
+pub(super) const MOVED: &str = "the root was unmounted, moved or replaced while it ran";
 /// What is read from the channel at a time.
 const CHUNK: usize = 64 << 10;
 
@@ -90,6 +92,9 @@ impl<'a> Attempt<'a> {
     fn course(&mut self) -> Result<End, End> {
         let launch = self.launch;
         self.stopped_before()?;
+        if !launch.root.is_intact() {
+            return Err(End::RootAway);
+        }
         let item = launch.dir.join("item").join(&launch.item);
         item_check::check(&item, launch.attempt, launch.signature.as_ref())?;
         let io_end = |what: &str, error: &dyn std::fmt::Display| {
@@ -139,6 +144,10 @@ impl<'a> Attempt<'a> {
         }
         let end = self.judge(exit, said_to_the_end);
         self.look_at_results(&end, &log)?;
+        let failed = matches!(end, End::Exited(_) | End::Signalled(_)) && !self.has_succeeded(&end);
+        if failed && !launch.root.is_intact() {
+            return Err(End::Io(MOVED.to_owned()));
+        }
         Ok(end)
     }
 
@@ -364,10 +373,14 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    fn has_succeeded(&self, end: &End) -> bool {
+        let failed = matches!(self.report.said, Some(Said::Failed { .. }));
+        *end == End::Exited(0) && !failed && self.report.missing_outputs.is_empty()
+    }
+
     /// After a success the outputs, after a failure the log's end.
     fn look_at_results(&mut self, end: &End, log: &Log) -> Result<(), End> {
-        let failed = matches!(self.report.said, Some(Said::Failed { .. }));
-        if *end == End::Exited(0) && !failed {
+        if self.has_succeeded(end) {
             let out = self.launch.dir.join("out");
             self.report.missing_outputs = outputs::missing(&out, &self.launch.outputs)
                 .map_err(|error| End::Io(format!("cannot look for the declared outputs in `out`: {error}")))?;

@@ -28,6 +28,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use crate::item::{JobId, StopWhy};
+use crate::root::Root;
 use crate::units::{Bytes, Moment};
 
 pub(crate) use launch::NOT_INHERITED;
@@ -45,6 +46,8 @@ pub const CHANNEL_FD: i32 = 3;
 pub struct Launch {
     pub job: JobId,
     pub attempt: u32,
+    /// What all paths here are below.
+    pub root: Arc<Root>,
     /// Program and arguments, placeholders filled in. The program is looked up in the environment's PATH.
     pub argv: Vec<OsString>,
     /// The whole environment.
@@ -132,6 +135,8 @@ pub enum End {
     },
     /// A resident worker ended before it came to this item.
     NotBegun,
+    /// Nothing was started: the root's path leads elsewhere.
+    RootAway,
     /// The item isn't what was claimed (attempt 1), or is gone (a retry).
     ItemChanged,
     ItemMissing,

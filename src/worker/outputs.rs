@@ -1,11 +1,11 @@
-//! Whether the outputs a route declares are there: for each pattern something in `out/` that matches it.
+//! Whether the outputs a route declares are there: for each pattern a file in `out/` that matches it.
 
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use globset::{GlobBuilder, GlobMatcher};
@@ -14,7 +14,7 @@ use globset::{GlobBuilder, GlobMatcher};
 const MAX_DEPTH: usize = 64;
 
 /// The patterns that nothing in `out` satisfies. A pattern with a `/` is matched against the path below `out`, one
-/// without against a name at any depth. What is empty exists too: markers are.
+/// without against a name at any depth. An empty file exists too: markers are. A folder or a FIFO of the name holds no output.
 pub(super) fn missing(out: &Path, patterns: &[String]) -> io::Result<Vec<String>> {
     if patterns.is_empty() {
         return Ok(Vec::new());
@@ -92,10 +92,12 @@ fn walk(within: &OwnedFd, out: &Path, dir: &Path, depth: usize, open: &mut Vec<P
     Ok(())
 }
 
-/// Whether something lies there: links are followed as long as they stay within `out/`.
+/// Whether a file lies there: links are followed as long as they stay within `out/`.
 fn is_there(within: &OwnedFd, below: &Path) -> io::Result<bool> {
-    match open_within(within, below, OFlags::PATH | OFlags::CLOEXEC) {
-        Ok(_) => Ok(true),
+    let looked = open_within(within, below, OFlags::PATH | OFlags::CLOEXEC).and_then(rustix::fs::fstat);
+    match looked {
+        // A link only where the kernel can't follow it safely.
+        Ok(stat) => Ok(matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Symlink)),
         Err(error) if is_absence(error) => Ok(false),
         Err(error) => Err(error.into()),
     }
@@ -135,6 +137,12 @@ mod tests {
         fs::write(out.join("deep/er/model.bin"), "x").unwrap();
         fs::write(out.join(OsStr::from_bytes(b"\xff odd\n.json")), "x").unwrap();
         symlink("a.txt", out.join("link.csv")).unwrap();
+        for name in ["fifo.txt", "one.fifo"] {
+            rustix::fs::mknodat(rustix::fs::CWD, out.join(name), FileType::Fifo, Mode::RWXU, 0).unwrap();
+        }
+        let _listens = std::os::unix::net::UnixListener::bind(out.join("socket")).unwrap();
+        fs::create_dir_all(out.join("out-of-order/deeper")).unwrap();
+        fs::write(out.join("out-of-order/file"), "x").unwrap();
         symlink("nowhere", out.join("dangling.csv")).unwrap();
         symlink("..", out.join("round")).unwrap();
         symlink("/etc", out.join("etc")).unwrap();
@@ -156,8 +164,14 @@ mod tests {
         check("deep/*.bin", false);
         check("deep/**/*.bin", true);
         check("*/er/*", true);
-        check("er", true);
-        check("hollow", true);
+        check("er", false);
+        check("hollow", false);
+        check("hol*", false);
+        check("fifo.txt", false);
+        check("*.fifo", false);
+        check("socket", false);
+        check("inner", false);
+        check("out-of-*/*", true);
         check("*.json", true);
         check("link.csv", true);
         check("dangling.csv", false);

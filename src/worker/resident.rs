@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::{End, Event, Report};
 use crate::item::{JobId, Signature, StopWhy};
+use crate::root::Root;
 use crate::units::Bytes;
 use course::Course;
 
@@ -24,6 +25,8 @@ use course::Course;
 #[derive(Debug)]
 pub struct ResidentLaunch {
     pub id: JobId,
+    /// What all paths here are below, the items' too.
+    pub root: Arc<Root>,
     pub argv: Vec<std::ffi::OsString>,
     pub env: Vec<(std::ffi::OsString, std::ffi::OsString)>,
     pub cwd: PathBuf,

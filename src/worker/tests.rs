@@ -46,9 +46,12 @@ impl Job {
             ("GAMDOK_ITEM", dir.join("item").join(&item).into()),
             ("GAMDOK_OUT", dir.join("out").into()),
         ];
+        let path = dir.join(".root");
+        Root::init(&path).unwrap();
         let launch = Launch {
             job,
             attempt: 1,
+            root: Arc::new(Root::open(&path).unwrap()),
             argv: argv.iter().map(OsString::from).collect(),
             env: inherited.chain(own.map(|(key, value)| (key.into(), value))).collect(),
             cwd: dir.clone(),

@@ -45,7 +45,8 @@ impl World {
                 Decision::Claim { .. } | Decision::Refuse { .. } => {}
             }
             let moves = !matches!(decision, Decision::Due { .. } | Decision::Stop { .. } | Decision::Retire { .. });
-            assert!(!moves || self.state.phase == Phase::Running, "{decision:?} while {:?}", self.state.phase);
+            let may = self.state.phase == Phase::Running && self.state.may_start;
+            assert!(!moves || may, "{decision:?} while {:?}", self.state.phase);
         }
         self.judge_claims(decisions);
     }

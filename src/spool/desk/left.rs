@@ -5,9 +5,11 @@
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
+use rustix::io::Errno;
 
 use super::super::orphans::{self, Alive};
 use super::super::recover::{self, Left};
+use super::super::shelves;
 use super::super::trouble::About;
 use super::super::{Answer, Recovered};
 use super::{Desk, Op};
@@ -78,6 +80,11 @@ impl Desk {
                 Some(pids) => recover::outlived(&job.suspect.dir, pids),
                 None => match recover::take_up(&self.ground, &job.suspect, &mut found) {
                     Ok(()) => {
+                        self.troubles.is_well(About::Left(job.suspect.id));
+                        continue;
+                    }
+                    Err(Errno::NOENT) if !shelves::is_at(self.ground.claimed(), job.suspect.dir.as_str()) => {
+                        tracing::error!(job = %job.suspect.dir, "a job of an earlier director is gone from claimed/");
                         self.troubles.is_well(About::Left(job.suspect.id));
                         continue;
                     }

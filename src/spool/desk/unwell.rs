@@ -89,11 +89,21 @@ impl Desk {
     /// was opened.
     pub(super) fn root_is_gone(&mut self) -> String {
         let words = format!(
-            "the root `{}` is not the one that was opened: it was unmounted, moved or replaced; nothing is claimed until it is back (mount it again, or restart the director on another)",
+            "the root `{}` is not the one that was opened: it was unmounted, moved or replaced; nothing is claimed or started until it is back (mount it again, or restart the director on another)",
             crate::root::shown(self.ground.root.path())
         );
+        self.root_is_away = true;
+        self.answer(Answer::Root { is_there: false });
         self.cannot_write(words.clone());
         words
+    }
+
+    /// Where `claimed/` isn't, claims would fail one after the other.
+    pub(super) fn find_claimed(&mut self) {
+        self.no_claimed = self.ground.find_claimed().err();
+        if let Some(words) = self.no_claimed.clone() {
+            self.cannot_write(words);
+        }
     }
 
     /// After a turn in which everything that was refused was tried again.
@@ -101,13 +111,17 @@ impl Desk {
         if self.troubles.is_writing_refused() && refusal != Refusal::General {
             let writing = self.space.try_writing();
             // A claim and a finish take more of them at a time than the try.
-            if writing.is_err() || files::are_free(FILES).is_err() || !self.ground.root.is_intact() {
+            let away = self.no_claimed.is_some() || !self.ground.root.is_intact();
+            if writing.is_err() || files::are_free(FILES).is_err() || away {
                 tracing::debug!(?writing, "the root is not usable yet");
                 self.retry_at = self.clock.now() + self.backoff;
                 self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);
                 return;
             }
             self.troubles.can_write();
+            if std::mem::take(&mut self.root_is_away) {
+                self.answer(Answer::Root { is_there: true });
+            }
         }
         if refusal == Refusal::None {
             self.backoff = BACKOFF;

@@ -68,3 +68,73 @@ fn one_jobs_trouble_is_told_until_its_own_retry_goes_through() {
     desk.until(Condition::Ok, "");
     desk.end();
 }
+
+#[test]
+fn a_claimed_directory_that_is_removed_or_replaced_is_found_again() {
+    let place = Place::new();
+    let mut desk = place.desk(Faults::default());
+    let (claimed, away) = (place.root.claimed(), place.path("away"));
+    let check = |desk: &mut Desk, name: &str, replace: &dyn Fn()| {
+        let job = desk.claim(place.drop_file(format!("{name}-before"), "x")).unwrap();
+        let record = desk.run(&place, &job, 1, &["x"]);
+        replace();
+        let next = desk.claim(place.drop_file(format!("{name}-after"), "x")).unwrap();
+        assert!(claimed.join(next.dir.as_str()).join("job.json").is_file(), "{name}");
+        // What was running has one outcome, in its place.
+        let (result, dir) = desk.finish(record, Outcome::Failed);
+        assert_eq!((result.outcome, result.outputs.len()), (Outcome::Failed, 0), "{name}");
+        assert!(dir.join("result.json").is_file(), "{name}");
+        let record = desk.run(&place, &next, 1, &["x"]);
+        let (result, dir) = desk.finish(record, Outcome::Done);
+        assert_eq!((result.outputs.len(), dir.join("out/x").is_file()), (1, true), "{name}");
+        assert_eq!(fs::read_dir(&claimed).unwrap().count(), 0, "{name}");
+        assert_eq!(desk.said(What::Spool), [], "{name}");
+        let _ = fs::remove_dir_all(&away);
+    };
+    check(&mut desk, "removed", &|| fs::remove_dir_all(&claimed).unwrap());
+    check(&mut desk, "removed and made", &|| {
+        fs::remove_dir_all(&claimed).unwrap();
+        fs::create_dir(&claimed).unwrap();
+    });
+    check(&mut desk, "moved away", &|| fs::rename(&claimed, &away).unwrap());
+    desk.end();
+}
+
+#[test]
+fn while_claimed_is_no_directory_nothing_is_claimed_and_it_is_said() {
+    let place = Place::new();
+    let mut desk = place.desk(Faults::default());
+    fs::remove_dir(place.root.claimed()).unwrap();
+    fs::write(place.root.claimed(), "a file").unwrap();
+    let candidate = place.drop_file("a", "x");
+    let Err(NotClaimed::NoRoom(words)) = desk.claim(candidate.clone()) else { panic!("claimed") };
+    assert!(words.contains("claimed/ can't be opened: it is no directory"), "{words}");
+    desk.until(Condition::Failed, "claimed/ can't be opened");
+    fs::remove_file(place.root.claimed()).unwrap();
+    desk.until(Condition::Ok, "");
+    desk.claim(candidate).unwrap();
+    desk.end();
+}
+
+#[test]
+fn whether_the_root_is_at_its_path_is_answered_and_its_return_too() {
+    let outer = tempfile::tempdir().unwrap();
+    let (path, away) = (outer.path().join("root"), outer.path().join("away"));
+    Root::init(&path).unwrap();
+    let place = Place { temp: tempfile::tempdir_in(outer.path()).unwrap(), root: Arc::new(Root::open(&path).unwrap()) };
+    let desk = place.desk(Faults::default());
+    let answers = &desk.spool.as_ref().unwrap().answers;
+    let is_there = || loop {
+        if let Answer::Root { is_there } = answers.recv_timeout(WAIT).unwrap() {
+            return is_there;
+        }
+    };
+    desk.tell(Task::FindRoot);
+    assert!(is_there());
+    fs::rename(&path, &away).unwrap();
+    desk.tell(Task::FindRoot);
+    assert!(!is_there());
+    fs::rename(&away, &path).unwrap();
+    assert!(is_there());
+    desk.end();
+}

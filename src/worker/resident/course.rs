@@ -154,6 +154,9 @@ impl<'a> Course<'a> {
     fn course(&mut self) -> Result<End, End> {
         let launch = self.launch;
         let io_end = |what: &str, error: &dyn std::fmt::Display| End::Io(format!("{what}: {error}"));
+        if !launch.root.is_intact() {
+            return Err(End::RootAway);
+        }
         std::fs::create_dir_all(&launch.dir)
             .map_err(|error| io_end("cannot make a resident worker's directory", &error))?;
         let mut log = Log::open(&launch.dir, 0, launch.max_log, Instant::now())
@@ -353,6 +356,9 @@ impl<'a> Course<'a> {
         let Some(channel) = channel.filter(|_| !gone) else {
             return tasks.iter().for_each(|task| self.report(unbegun(task)));
         };
+        if !self.launch.root.is_intact() {
+            return tasks.iter().for_each(|task| self.report(Report { end: End::RootAway, ..unbegun(task) }));
+        }
         let mut items = Vec::with_capacity(tasks.len());
         for task in tasks {
             if let Err(end) =

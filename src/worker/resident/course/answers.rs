@@ -13,7 +13,7 @@ use crate::worker::channel::{self, Broken, Message};
 use crate::worker::log::{self, Log};
 use crate::worker::process::Exit;
 use crate::worker::resident::{News, Task, unbegun};
-use crate::worker::{End, Event, Report, Said, outputs};
+use crate::worker::{End, Event, Report, Said, attempt, outputs};
 
 impl Course<'_> {
     /// Takes in what lies in the channel; false at its end.
@@ -194,6 +194,10 @@ impl Course<'_> {
             let told =
                 matches!(&report.said, Some(Said::Failed { error, .. }) if log::speaks_of_memory(error.as_bytes()));
             report.out_of_memory = told || log.speaks_of_memory();
+        }
+        let succeeded = report.end == End::Exited(0) && !failed && report.missing_outputs.is_empty();
+        if !succeeded && matches!(report.end, End::Exited(_) | End::Signalled(_)) && !self.launch.root.is_intact() {
+            report.end = End::Io(attempt::MOVED.to_owned());
         }
         self.report(report);
     }
