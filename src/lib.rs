@@ -20,6 +20,7 @@ pub mod logging;
 pub mod plan;
 pub mod proc;
 pub mod root;
+pub mod split;
 pub mod spool;
 pub mod state;
 pub mod sys;

@@ -1,0 +1,113 @@
+//! Who works on batches: the trait, its errors, and the consumers that need no process.
+
+use std::fmt;
+
+/// A run of whole lines.
+#[derive(Debug)]
+pub struct Batch {
+    /// From 0, without gaps.
+    pub index: u64,
+    /// The lines as they stand in the file; the last one of the file may lack its newline.
+    pub bytes: Vec<u8>,
+    /// How many.
+    pub lines: u64,
+    /// The number of its first line, from 1.
+    pub first_line: u64,
+    /// Where it begins in the file, uncompressed.
+    pub offset: u64,
+    /// Where reading stood in the file as it lies on the disk, for progress.
+    pub(super) file_position: u64,
+}
+
+impl Batch {
+    /// The number of its last line, from 1.
+    pub fn last_line(&self) -> u64 {
+        (self.first_line + self.lines).saturating_sub(1)
+    }
+
+    pub(super) fn end(&self) -> u64 {
+        self.offset + self.bytes.len() as u64
+    }
+}
+
+/// For people: `batch 17 (lines 85001-90000)`.
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "batch {} (lines {}-{})", self.index, self.first_line, self.last_line())
+    }
+}
+
+/// Makes something of batches, one after another, on its slot's thread.
+///
+/// A closure of the same signature is one. A panic counts as a failure of the batch, and the consumer gets further
+/// batches; dropped once its slot has ended.
+pub trait Consumer {
+    /// Appends to `out`, which comes empty, what stands for the batch in the output. After an error `out` is forgotten.
+    fn consume(&mut self, batch: &Batch, out: &mut Vec<u8>) -> Result<(), BatchError>;
+
+    /// Asked before each batch: false ends the slot, and its place is free for other work.
+    fn wants_more(&mut self) -> bool {
+        true
+    }
+}
+
+impl<F: FnMut(&Batch, &mut Vec<u8>) -> Result<(), BatchError>> Consumer for F {
+    fn consume(&mut self, batch: &Batch, out: &mut Vec<u8>) -> Result<(), BatchError> {
+        self(batch, out)
+    }
+}
+
+/// Hands lines on as they are: to compress only.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity;
+
+impl Consumer for Identity {
+    fn consume(&mut self, batch: &Batch, out: &mut Vec<u8>) -> Result<(), BatchError> {
+        out.extend_from_slice(&batch.bytes);
+        Ok(())
+    }
+}
+
+/// Why a batch failed, in words for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchError {
+    /// What follows.
+    pub kind: Kind,
+    /// What happened.
+    pub message: String,
+}
+
+/// What follows from a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Counted, and tried again while retries are left.
+    Failed,
+    /// No retry will help.
+    Final,
+    /// Not the batch's fault: tried again, later, uncounted up to a bound.
+    Later,
+    /// The consumer is of no use any more: its slot ends, the batch goes to another one, uncounted up to a bound.
+    SlotLost,
+    /// It was stopped by the flag; nothing is wrong with the batch.
+    Stopped,
+}
+
+impl BatchError {
+    /// Of any kind.
+    pub fn new(kind: Kind, message: impl Into<String>) -> BatchError {
+        BatchError { kind, message: message.into() }
+    }
+
+    /// The usual one: counted, and tried again.
+    pub fn failed(message: impl Into<String>) -> BatchError {
+        BatchError::new(Kind::Failed, message)
+    }
+}
+
+impl fmt::Display for BatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for BatchError {}
