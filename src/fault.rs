@@ -198,6 +198,9 @@ fn verdict(case: &Case, device_lost: bool) -> Fault {
             Reason::Timeout,
             format!("its resident worker was not ready within {}", humantime::format_duration(*within)),
         ),
+        // Its own retries lie behind each batch; what was merged stays, for a retry by hand.
+        End::BatchFailed(error) => Fault::Final { reason: Reason::Exit, what: words(error) },
+        End::BadInput(error) => Fault::Final { reason: Reason::Invalid, what: words(error) },
         End::Protocol(error) => item(Reason::Protocol, format!("broke the protocol of fd 3: {}", words(error))),
         End::Io(error) => host(Reason::Io, words(error)),
         End::Panicked => host(Reason::Io, "the thread of its worker failed".to_owned()),

@@ -133,6 +133,13 @@ impl Director {
             kill_grace: route.kill_grace,
             outputs: route.outputs.clone(),
             max_log: self.config.history.max_log,
+            split: route.split.as_ref().map(|split| worker::SplitLaunch {
+                lines: split.lines.into(),
+                compress: split.gzip(),
+                retries: route.retries,
+                backoff: route.backoff,
+                tag: format!("{:?}", (&route.command, &route.env, &route.cwd, split.level)),
+            }),
         }
     }
 
@@ -153,10 +160,12 @@ impl Director {
     pub(super) fn on_worker(&mut self, event: worker::Event) {
         match event {
             worker::Event::Started { job, attempt, pid, at } => {
-                self.state.set_pid(job, pid);
+                if let Some(pid) = pid {
+                    self.state.set_pid(job, pid);
+                }
                 let record = self.state.rewrite(job, |record| {
                     if let Some(last) = record.attempts.last_mut() {
-                        last.pid = Some(pid);
+                        last.pid = pid;
                         last.started_at = Some(at);
                     }
                 });
@@ -169,6 +178,7 @@ impl Director {
                 self.state.set_progress(job, Progress { fraction, message });
             }
             worker::Event::Count { name, by, .. } => *self.counters.entry(name).or_default() += by,
+            worker::Event::Ahead { .. } | worker::Event::SlotGone { .. } => {}
             worker::Event::Ended(report) => self.on_ended(*report),
             worker::Event::Resident { id, news } => self.on_resident(id, news),
         }
@@ -181,7 +191,7 @@ impl Director {
         let on: Vec<DeviceId> = job.stage.leased().iter().filter(|it| self.is_driven(it)).cloned().collect();
         let failed = match &report.end {
             End::Exited(code) => *code != 0,
-            End::Signalled(_) => true,
+            End::Signalled(_) | End::BatchFailed(_) => true,
             _ => false,
         };
         let running = matches!(job.stage, Stage::Running { .. });
