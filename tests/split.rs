@@ -240,3 +240,105 @@ fn cancelling_ends_the_batch_and_the_item() {
     assert_eq!(service.stop(), 0);
     world.assert_empty();
 }
+
+/// Two batches meet: each waits until the other one is there, through a pair of FIFOs.
+const MEETS: &str = "text=$(cat)\n\
+    if mkdir \"$AT/first\" 2> /dev/null; then echo hello > \"$AT/there\"; read -r _ < \"$AT/back\"\n\
+    elif mkdir \"$AT/second\" 2> /dev/null; then read -r _ < \"$AT/there\"; echo hello > \"$AT/back\"; fi\n\
+    echo \"$text\" | tr a-z A-Z\n";
+
+fn fifo(world: &World, name: &str) {
+    let path = world.scratch(name);
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a FIFO");
+}
+
+#[test]
+fn free_slots_are_used_at_once_and_the_order_stays() {
+    let text = numbered(200);
+    let serial = text.to_uppercase().into_bytes();
+    for (slots, compress) in [(2, ""), (3, ", compress = \"gzip\", level = 1")] {
+        // With one slot the first batch would wait for the second for ever.
+        let world = world(slots, &format!("lines = 10{compress}"), MEETS, "timeout = \"60s\"");
+        fifo(&world, "there");
+        fifo(&world, "back");
+        world.drop_file("a.txt", text.as_bytes());
+        world.once();
+        let (dir, result) = world.result("a.txt");
+        assert_eq!(result["outcome"], "done", "{result:#}");
+        assert!(world.scratch("second").exists());
+        match compress {
+            "" => assert!(output(&dir, "a.txt") == serial),
+            _ => assert!(gunzip(&output(&dir, "a.txt.gz")) == serial),
+        }
+    }
+}
+
+/// Each batch says that it is there, and waits for its FIFO.
+const GATED: &str = "text=$(cat)\ntouch \"$AT/at-$text\"\nread -r _ < \"$AT/gate-$text\"\necho \"$text\"\n";
+
+fn let_through(world: &World, batch: &str) {
+    world.until("the batch runs", |_| world.scratch(&format!("at-{batch}")).exists());
+    fs::write(world.scratch(&format!("gate-{batch}")), "go\n").expect("open its gate");
+}
+
+#[test]
+fn a_slot_is_given_back_between_batches_when_something_else_waits() {
+    let settings = "[inbox]\nsettle = \"0s\"\n[devices]\nuse = \"cpu\"\ncpu_slots = 2\n";
+    let world = world(2, "lines = 1", GATED, "match = [\"*.txt\"]");
+    let routes = fs::read_to_string(world.root.join("gamdok.toml")).expect("the configuration");
+    let routes = routes.replace(settings, "");
+    world.configure(settings, &format!("{routes}\n[[route]]\nname = \"small\"\ngpus = 0\ncommand = [\"true\"]\n"));
+    for batch in ["a", "b", "c", "d"] {
+        fifo(&world, &format!("gate-{batch}"));
+    }
+    world.drop_file("lines.txt", b"a\nb\nc\nd\n");
+    let service = world.start();
+    world.until("two batches run", |status| {
+        let leases = status["devices"][0]["leases"].as_array().map_or(0, Vec::len);
+        let jobs = status["running"].as_array().map_or(0, Vec::len);
+        (leases, jobs) == (2, 1) && world.scratch("at-a").exists() && world.scratch("at-b").exists()
+    });
+    world.drop_file("small", b"");
+    world.until("it waits", |status| status["counts"]["claimed"] == 1);
+    // Both go on after their batches, but one place is wanted: the small item runs before the file is done.
+    let_through(&world, "a");
+    let_through(&world, "b");
+    world.until("the small item is done", |status| status["counts"]["done"] == 1);
+    let_through(&world, "c");
+    let_through(&world, "d");
+    world.wait();
+    assert_eq!(service.stop(), 0);
+    assert_eq!(world.outcomes(), ["lines.txt done -", "small done -"]);
+    assert_eq!(output(&world.result("lines.txt").0, "lines.txt"), b"a\nb\nc\nd\n");
+}
+
+#[test]
+fn each_slot_has_a_gpu_of_its_own() {
+    let settings = "[inbox]\nsettle = \"0s\"\n[devices]\nuse = \"sim\"\nsim = { gpus = 3, memory = \"8GiB\" }\n";
+    let world = world(1, "lines = 1", "", "");
+    let script = GATED.replace("touch", "echo \"$CUDA_VISIBLE_DEVICES $GAMDOK_DEVICE $GAMDOK_DEVICE_ID\" >>");
+    configure(&world, settings, "lines = 1", &script, "");
+    let text = fs::read_to_string(world.root.join("gamdok.toml")).expect("the configuration");
+    world.configure("", &text.replace("gpus = 0", "gpus = 1"));
+    for batch in ["a", "b", "c"] {
+        fifo(&world, &format!("gate-{batch}"));
+    }
+    world.drop_file("lines.txt", b"a\nb\nc\n");
+    let service = world.start();
+    let at = |batch: &str| world.scratch(&format!("at-{batch}"));
+    world.until("three batches run", |status| {
+        let devices = status["running"][0]["devices"].as_array().map_or(0, Vec::len);
+        devices == 3 && ["a", "b", "c"].iter().all(|batch| at(batch).exists())
+    });
+    for batch in ["a", "b", "c"] {
+        let_through(&world, batch);
+    }
+    world.wait();
+    assert_eq!(service.stop(), 0);
+    let said: std::collections::BTreeSet<String> =
+        ["a", "b", "c"].iter().map(|batch| fs::read_to_string(at(batch)).expect("what it saw")).collect();
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert!(said.iter().all(|words| words.contains(" cuda:0 SIM-") && words.starts_with("SIM-")), "{said:?}");
+    let (_, result) = world.result("lines.txt");
+    assert_eq!(result["attempts"][0]["devices"].as_array().expect("devices").len(), 3, "{result:#}");
+}

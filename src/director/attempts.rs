@@ -14,7 +14,7 @@ use crate::fault::{self, Next};
 use crate::item::{JobId, JobRecord, Outcome, Stage, Step, StopWhy};
 use crate::ledger;
 use crate::spool;
-use crate::state::{Progress, ResidentId, looked_at};
+use crate::state::{Progress, ResidentId, State, looked_at};
 use crate::units::{Bytes, Moment};
 use crate::worker::{self, End, Report};
 
@@ -93,21 +93,19 @@ impl Director {
         self.running.insert(id, Running { handle, energy, peak_memory: None, started: self.state.now });
     }
 
-    /// Everything the worker needs.
-    fn prepare_launch(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> worker::Launch {
+    /// What is run on these devices for a job, and on which cores.
+    pub(super) fn words_for(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> (worker::Expanded, Vec<usize>) {
         let route = &record.route;
         let dir = self.root.claimed().join(record.dir().as_str());
         let readings: Vec<&Reading> =
             on.iter().filter_map(|id| self.snapshot.devices.iter().find(|reading| reading.id == *id)).collect();
         let visible = route.visible.unwrap_or(self.config.devices.visible);
         let pinned = pin::pin(&readings, visible);
-        let name = record.item_name();
-        let item = dir.join("item").join(name.as_os_str());
         let facts = worker::Facts {
             id: record.id,
             attempt: n,
-            name,
-            dir: dir.clone(),
+            name: record.item_name(),
+            dir,
             on: worker::DeviceWords {
                 device: pinned.device,
                 id: pinned.device_id,
@@ -116,8 +114,16 @@ impl Director {
             },
             pinning: pinned.env.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         };
-        let worker::Expanded { argv, env, cwd } = worker::expand(route, &facts, std::env::vars_os());
         let cpus = if self.config.devices.affinity { self.cores.near(&readings) } else { Vec::new() };
+        (worker::expand(route, &facts, std::env::vars_os()), cpus)
+    }
+
+    /// Everything the worker needs.
+    fn prepare_launch(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> worker::Launch {
+        let route = &record.route;
+        let (worker::Expanded { argv, env, cwd }, cpus) = self.words_for(record, n, on);
+        let dir = self.root.claimed().join(record.dir().as_str());
+        let item = dir.join("item").join(record.item_name().as_os_str());
         worker::Launch {
             job: record.id,
             attempt: n,
@@ -178,7 +184,8 @@ impl Director {
                 self.state.set_progress(job, Progress { fraction, message });
             }
             worker::Event::Count { name, by, .. } => *self.counters.entry(name).or_default() += by,
-            worker::Event::Ahead { .. } | worker::Event::SlotGone { .. } => {}
+            worker::Event::Ahead { job, ahead, .. } => self.state.set_ahead(job, ahead),
+            worker::Event::SlotGone { job, no, .. } => self.on_slot_gone(job, no),
             worker::Event::Ended(report) => self.on_ended(*report),
             worker::Event::Resident { id, news } => self.on_resident(id, news),
         }
@@ -188,7 +195,7 @@ impl Director {
     /// GPU's fall from the bus long before anybody else hears of that.
     fn on_ended(&mut self, report: Report) {
         let Some(job) = self.state.job(report.job) else { return };
-        let on: Vec<DeviceId> = job.stage.leased().iter().filter(|it| self.is_driven(it)).cloned().collect();
+        let on: Vec<DeviceId> = job.devices().into_iter().filter(|it| self.is_driven(it)).collect();
         let failed = match &report.end {
             End::Exited(code) => *code != 0,
             End::Signalled(_) | End::BatchFailed(_) => true,
@@ -224,7 +231,11 @@ impl Director {
 
     fn judge(&mut self, report: Report) {
         let Some(job) = self.state.job(report.job) else { return };
-        let on = job.stage.leased().to_vec();
+        let mut on = job.stage.leased().to_vec();
+        // Of further slots only what is faulty bears on it: it may be one of many.
+        let further = job.devices().into_iter().filter(|id| !on.contains(id));
+        let faulty: Vec<DeviceId> = further.filter(|id| self.any_faulty(std::slice::from_ref(id))).collect();
+        on.extend(faulty);
         self.judge_on(report, on);
     }
 
@@ -234,6 +245,8 @@ impl Director {
         let running = self.running.remove(&id);
         let Some(job) = self.state.job(id) else { return };
         let (resident, route_name) = (job.resident, job.record.route.name.clone());
+        let mut left = job.devices();
+        left.extend(on.iter().filter(|id| !job.devices().contains(id)).cloned());
         let lost = matches!(job.stage, Stage::Stopping { why: StopWhy::DeviceLost, .. }) || self.any_faulty(&on);
         let cancelled = matches!(job.stage, Stage::Stopping { why: StopWhy::Cancelled, .. });
         let mut assessment = fault::assess(&job.record, &report, lost);
@@ -247,8 +260,10 @@ impl Director {
         if resident.is_some() {
             self.state.note_pace(&route_name, report.ran);
         }
+        // With the devices of slots that have left again.
+        let touched = job_devices(&self.state, id);
         let peak = running.as_ref().and_then(|running| running.peak_memory);
-        let energy = running.as_ref().and_then(|running| self.energy_spent(running, &on));
+        let energy = running.as_ref().and_then(|running| self.energy_spent(running, &on, touched));
         let (exit_code, signal) = codes(&report.end);
         let record = self.state.rewrite(id, |record| {
             let Some(last) = record.attempts.last_mut() else { return };
@@ -294,13 +309,9 @@ impl Director {
             return;
         }
         self.held_locks.remove(&id);
-        let gpus: Vec<DeviceId> = on.into_iter().filter(|device| *device != DeviceId::cpu()).collect();
-        if !gpus.is_empty() {
-            for device in &gpus {
-                self.state.device_mut(device).asked_at = Some(self.state.now);
-            }
-            self.to_prober(prober::Ask::Check(gpus));
-        }
+        let slots: Vec<(JobId, u32)> = self.slot_locks.range((id, 0)..=(id, u32::MAX)).map(|(key, _)| *key).collect();
+        slots.iter().for_each(|slot| drop(self.slot_locks.remove(slot)));
+        self.look_at_left(left);
     }
 
     /// What a resident had in line when it ended: as if it had never been handed over.
@@ -355,11 +366,12 @@ impl Director {
 
     /// The boards' energy over the attempt. The counters are read each second or two while it runs; for what came after
     /// the last reading the mean power until then is taken. None where it can't be told from others' (a shared
-    /// device), or where the readings cover less than half of the attempt.
-    fn energy_spent(&self, running: &Running, on: &[DeviceId]) -> Option<f64> {
+    /// device), where slots came and went (it `touched` more devices), or where the readings cover less than half of the
+    /// attempt.
+    fn energy_spent(&self, running: &Running, on: &[DeviceId], touched: usize) -> Option<f64> {
         let shared = |id: &DeviceId| self.state.device(id).is_some_and(|device| device.leases.held.len() > 1);
         let ran = self.state.now.since(running.started).as_secs_f64();
-        if ran < 1.0 || on.iter().any(shared) || running.energy.len() != on.len() {
+        if ran < 1.0 || on.iter().any(shared) || running.energy.len() != on.len() || touched != on.len() {
             return None;
         }
         let after = self.energy(on);
@@ -379,7 +391,11 @@ impl Director {
         for reading in self.snapshot.devices.iter().filter(|reading| reading.pids_match) {
             let Some(processes) = &reading.processes else { continue };
             let Some(device) = self.state.device(&reading.id) else { continue };
-            for lease in &device.leases.held {
+            for (n, lease) in device.leases.held.iter().enumerate() {
+                // Several slots of one job: its processes are counted once.
+                if device.leases.held[..n].iter().any(|other| other.job == lease.job) {
+                    continue;
+                }
                 let job = match self.state.resident(lease.job).map(|resident| &resident.jobs[..]) {
                     None => lease.job,
                     Some([(only, _)]) => *only,
@@ -401,6 +417,12 @@ impl Director {
             }
         }
     }
+}
+
+/// How many devices its last attempt had.
+fn job_devices(state: &State, id: JobId) -> usize {
+    let attempt = state.job(id).and_then(|job| job.record.attempts.last());
+    attempt.map_or(0, |attempt| attempt.devices.len())
 }
 
 pub(super) fn words(devices: &[DeviceId]) -> String {

@@ -314,9 +314,7 @@ impl<'a> Splitting<'a> {
             self.outbox.progress(fraction, Some(format!("{} lines in {} {batches}", now.lines, now.batches)));
         }
         if let Some(ahead) = letters.ahead {
-            let (job, attempt) = (self.launch.job, self.launch.attempt);
-            // A director that is gone has nobody to tell.
-            let _heard = self.events.send(Event::Ahead { job, attempt, ahead });
+            self.tell_ahead(ahead);
         }
         for slot in letters.grow {
             self.take_in(slot, common, lines);
@@ -332,6 +330,12 @@ impl<'a> Splitting<'a> {
             // One that waits already is heard after this.
             let _waits = lines.call.try_send(());
         }
+    }
+
+    fn tell_ahead(&self, ahead: bool) {
+        let (job, attempt) = (self.launch.job, self.launch.attempt);
+        // A director that is gone has nobody to tell.
+        let _heard = self.events.send(Event::Ahead { job, attempt, ahead });
     }
 
     fn take_in(&mut self, slot: SlotLaunch, common: &Common, lines: &mut Lines) {
@@ -352,8 +356,12 @@ impl<'a> Splitting<'a> {
                 // The engine has ended meanwhile: its slots leave with it.
                 let _sent = lines.give.send(consumer);
             }
-            // It was found for the first slot; then it will be found again, or those that work go on alone.
-            Err(why) => tracing::warn!(job = %self.launch.job, ?why, "a further slot can't be used"),
+            // It was found for the first slot, and is gone since: those that work go on, and no other is asked for.
+            Err(why) => {
+                tracing::warn!(job = %self.launch.job, ?why, "a further slot can't be used");
+                self.tell_ahead(false);
+                drop(leaves);
+            }
         }
     }
 
