@@ -314,6 +314,18 @@ impl Director {
         self.look_at_left(left);
     }
 
+    /// What a resident was handed when its thread had already looked for the last time: its last word is heard, and of
+    /// these there was none.
+    pub(super) fn take_back_unheard(&mut self, gone: ResidentId) {
+        let judged = |id: &JobId| self.unjudged.iter().any(|it| it.report.job == *id);
+        let its = |running: &Running| matches!(running.handle, Holder::Resident(resident) if resident == gone);
+        let unheard = self.running.iter().filter(|(id, running)| its(running) && !judged(id)).map(|(id, _)| *id);
+        for id in unheard.collect::<Vec<_>>() {
+            self.running.remove(&id);
+            self.not_begun(id);
+        }
+    }
+
     /// What a resident had in line when it ended: as if it had never been handed over.
     fn not_begun(&mut self, id: JobId) {
         match self.state.job(id).map(|job| &job.stage) {

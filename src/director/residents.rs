@@ -196,6 +196,7 @@ impl Director {
         self.residents.remove(&id);
         let Some(resident) = self.state.remove_resident(id) else { return };
         self.held_locks.remove(&id);
+        self.take_back_unheard(id);
         let served = resident.served;
         match (resident.warmth, end) {
             (Warmth::Retiring, _) => {
