@@ -60,8 +60,8 @@ fn floor(bench: &Bench, round: usize, items: usize) -> Vec<f64> {
     let clock = Clockings::new();
     let dir = bench.dir.join(format!("floor-{round}"));
     let staged = stage(&dir.join("staging"), items);
-    let own = std::env::current_exe().expect("this executable has a path").display().to_string();
-    let mut floor = Floor::new(&dir, &[&own, "--worker", &clock.path.display().to_string()]);
+    let words = clock.words();
+    let mut floor = Floor::new(&dir, &words.each_ref().map(String::as_str));
     staged.iter().for_each(|item| drop_into(&floor.inbox, item));
     // A socket's queue is short, so somebody reads while the floor works.
     let reader = std::thread::spawn(move || gaps(&clock, items));

@@ -22,9 +22,8 @@ fn main() {
 
     let dir = bench.dir.join("floor");
     let floor_staged = stage(&dir.join("staging"), drops);
-    let own = std::env::current_exe().expect("this executable has a path").display().to_string();
-    let clock_path = clock.path.display().to_string();
-    let mut floor = Floor::new(&dir, &[&own, "--worker", &clock_path]);
+    let words = clock.words();
+    let mut floor = Floor::new(&dir, &words.each_ref().map(String::as_str));
     let floor_inbox = floor.inbox.clone();
     let (reaped, ends) = mpsc::channel();
     let worker = std::thread::spawn(move || {

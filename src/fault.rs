@@ -151,7 +151,13 @@ fn verdict(case: &Case, device_lost: bool) -> Fault {
             return Fault::Final { reason: Reason::Changed, what };
         }
         End::ItemMissing => {
-            let what = "an earlier attempt consumed or removed the item".to_owned();
+            let first = case.earlier.is_empty();
+            let by = if first {
+                "it is gone from its job's directory"
+            } else {
+                "an earlier attempt consumed or removed the item"
+            };
+            let what = by.to_owned();
             return Fault::Final { reason: Reason::ItemMissing, what };
         }
         End::NotStarted { error, host: true } => return host(Reason::Spawn, format!("can't start: {}", words(error))),
@@ -201,13 +207,17 @@ fn verdict(case: &Case, device_lost: bool) -> Fault {
         // Its own retries lie behind each batch; what was merged stays, for a retry by hand.
         End::BatchFailed(error) => Fault::Final { reason: Reason::Exit, what: words(error) },
         End::BadInput(error) => Fault::Final { reason: Reason::Invalid, what: words(error) },
-        End::Protocol(error) => item(Reason::Protocol, format!("broke the protocol of fd 3: {}", words(error))),
+        // What a worker says, or how it says it, is its own doing: a GPU that fails shows itself by an exit or a signal.
+        End::Protocol(error) => {
+            not_the_device(Reason::Protocol, format!("broke the protocol of fd 3: {}", words(error)))
+        }
         End::Io(error) => host(Reason::Io, words(error)),
         End::Panicked => host(Reason::Io, "the thread of its worker failed".to_owned()),
         _ if report.out_of_memory => out_of_memory(),
         End::Signalled(signal) => item(Reason::Signal, told(format!("killed by {}", signal_name(*signal)))),
         End::Exited(0) => match failed {
-            Some((error, _)) => item(Reason::Reported, error),
+            Some((error, _)) if speaks_of_device(&error) => item(Reason::Reported, error),
+            Some((error, _)) => not_the_device(Reason::Reported, error),
             None => {
                 let missing: Vec<String> = missing.iter().map(|pattern| words(pattern)).collect();
                 not_the_device(Reason::MissingOutput, format!("no output matches {}", missing.join(", ")))
@@ -322,6 +332,13 @@ impl Case<'_> {
     }
 }
 
+/// Whether a worker's own words tell of its device: the names of CUDA's, HIP's and their libraries' errors.
+fn speaks_of_device(error: &str) -> bool {
+    const WORDS: [&str; 7] =
+        ["CUDA error", "CUDA_ERROR_", "CUDNN_STATUS_", "CUBLAS_STATUS_", "HIP error", "NCCL error", "cudaError"];
+    WORDS.iter().any(|words| error.contains(words))
+}
+
 /// How long a job that a new director finds still has to wait for its next attempt: what is left of its backoff. Never
 /// more than a whole backoff, whatever the wall clock did meanwhile.
 pub fn rest(record: &JobRecord, now: Timestamp) -> Duration {
@@ -350,7 +367,7 @@ fn words(text: &str) -> String {
         end -= 1;
     }
     let cut = if end < text.len() { "…" } else { "" };
-    format!("{}{cut}", item::escape(&text.as_bytes()[..end]))
+    format!("{}{cut}", item::shown(&text[..end]))
 }
 
 fn devices(ids: &[DeviceId]) -> String {

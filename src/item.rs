@@ -1,6 +1,7 @@
 //! One item and its life: the name it was dropped with, the job it becomes, its attempts, its result, and the lifecycle
 //! with every arrow that exists. Pure: no clock, no file.
 
+mod counters;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,8 @@ use ulid::Ulid;
 use crate::config::Route;
 use crate::devices::DeviceId;
 use crate::units::Moment;
+
+pub use counters::{Counters, Sum, plus};
 
 /// The identity of a job: a ULID, given at the claim.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -148,27 +151,37 @@ impl ItemName {
     }
 }
 
+/// Words that are text already, fit to be shown: as [`escape`], but backslashes stand for themselves, so that what holds
+/// escaped names isn't escaped twice.
+pub fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    text.chars().for_each(|c| if c == '\\' { shown.push(c) } else { escape_char(c, &mut shown) });
+    shown
+}
+
 /// Escapes what a terminal or a reader could take for something else.
 pub fn escape(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\n' => shown.push_str("\\n"),
-                '\r' => shown.push_str("\\r"),
-                '\t' => shown.push_str("\\t"),
-                '\\' => shown.push_str("\\\\"),
-                c if c.is_control() || is_invisible(c) => {
-                    let _ = write!(shown, "\\u{{{:x}}}", c as u32);
-                }
-                c => shown.push(c),
-            }
-        }
+        chunk.valid().chars().for_each(|c| escape_char(c, &mut shown));
         for byte in chunk.invalid() {
             let _ = write!(shown, "\\x{byte:02x}");
         }
     }
     shown
+}
+
+fn escape_char(c: char, shown: &mut String) {
+    match c {
+        '\n' => shown.push_str("\\n"),
+        '\r' => shown.push_str("\\r"),
+        '\t' => shown.push_str("\\t"),
+        '\\' => shown.push_str("\\\\"),
+        c if c.is_control() || is_invisible(c) => {
+            let _ = write!(shown, "\\u{{{:x}}}", c as u32);
+        }
+        c => shown.push(c),
+    }
 }
 
 /// Characters that reorder or hide their neighbours (Unicode TR 36, Trojan Source).
@@ -361,6 +374,9 @@ pub struct JobRecord {
     /// The largest batch it may be part of: a batch failed as a whole, and nobody knows for which of its items.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_limit: Option<u32>,
+    /// What its attempts have counted so far, all of them: every message counts, of failed attempts too.
+    #[serde(default, skip_serializing_if = "Counters::is_empty")]
+    pub counters: Counters,
 }
 
 impl JobRecord {
@@ -403,6 +419,9 @@ pub struct ResultRecord {
     pub attempts: Vec<Attempt>,
     pub outputs: Vec<Output>,
     pub result: Option<Box<serde_json::value::RawValue>>,
+    /// What all its attempts counted. Not there when they counted nothing, or when it is older than counters.
+    #[serde(default, skip_serializing_if = "Counters::is_empty")]
+    pub counters: Counters,
 }
 
 /// How an ended job is to be committed; `spool` turns it into a [`ResultRecord`].

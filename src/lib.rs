@@ -16,8 +16,11 @@ pub mod health;
 pub mod inbox;
 pub mod item;
 pub mod ledger;
+mod lender;
 pub mod logging;
+pub mod map;
 pub mod plan;
+pub mod pool;
 pub mod proc;
 pub mod root;
 pub mod split;
@@ -26,6 +29,8 @@ pub mod state;
 pub mod sys;
 pub mod units;
 pub mod worker;
+
+pub use pool::{Devices, Pool, Slot, Slots, TaskError, Ticket};
 
 #[cfg(test)]
 mod world;

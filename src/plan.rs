@@ -336,12 +336,16 @@ impl<'a> Planner<'a> {
 
 /// Why a route's items can never run on this host as it is, in words; none when they can.
 pub fn refusal(route: &Route, snapshot: &Snapshot) -> Option<String> {
+    lack(route, snapshot).map(|lacking| format!("route `{}` {lacking}", route.name))
+}
+
+/// What this host lacks for a route's items, as the end of a sentence that begins with the route.
+pub(crate) fn lack(route: &Route, snapshot: &Snapshot) -> Option<String> {
     if Pool::of(route, snapshot.mode) == Pool::Cpu {
         return None;
     }
-    let name = &route.name;
     if snapshot.mode == HostMode::Cpu {
-        return Some(format!("route `{name}` needs a GPU, this host has none, and its cpu_fallback is false"));
+        return Some("needs a GPU, this host has none, and its cpu_fallback is false".to_owned());
     }
     // A driver that doesn't answer may do so later.
     if snapshot.trouble.is_some() {
@@ -354,7 +358,7 @@ pub fn refusal(route: &Route, snapshot: &Snapshot) -> Option<String> {
     let of = |count: usize| if count == 1 { "GPU" } else { "GPUs" };
     if gpus.len() < wanted {
         let has = gpus.len();
-        let what = format!("route `{name}` needs {wanted} {}, this host has {has} that can be used", of(wanted));
+        let what = format!("needs {wanted} {}, this host has {has} that can be used", of(wanted));
         return Some(if route.gpus > 1 { format!("{what} together") } else { what });
     }
     let memory = route.gpu_memory?;
@@ -365,7 +369,7 @@ pub fn refusal(route: &Route, snapshot: &Snapshot) -> Option<String> {
     }
     let most = gpus.iter().filter_map(|reading| reading.memory_total).max().unwrap_or_default();
     Some(match wanted {
-        1 => format!("route `{name}` needs {memory} of GPU memory, the largest GPU here has {most}"),
-        _ => format!("route `{name}` needs {wanted} GPUs with {memory} of memory each, this host has {large}"),
+        1 => format!("needs {memory} of GPU memory, the largest GPU here has {most}"),
+        _ => format!("needs {wanted} GPUs with {memory} of memory each, this host has {large}"),
     })
 }

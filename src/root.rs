@@ -101,6 +101,9 @@ pub fn shown(path: &Path) -> String {
 }
 
 impl Root {
+    /// Below the root: the directories of resident workers.
+    pub(crate) const RESIDENTS: &str = ".gamdok/residents";
+
     /// Makes `dir` a root: the directories and the sentinel. Overwrites nothing; what is there stays as it is.
     pub fn init(dir: &Path) -> Result<InitReport, RootError> {
         let root = absolute(dir)?;
@@ -218,6 +221,11 @@ impl Root {
         self.path.join(".gamdok/sock")
     }
 
+    /// Where resident workers have their directories.
+    pub fn residents(&self) -> PathBuf {
+        self.path.join(Root::RESIDENTS)
+    }
+
     pub fn lock_file(&self) -> PathBuf {
         self.path.join(".gamdok/lock")
     }
@@ -309,6 +317,28 @@ impl Root {
             }
         }
         Ok(())
+    }
+
+    /// Makes the intake folders that a configuration names, where they are missing; with the inbox's own mode, so that
+    /// whoever may drop there may drop here. Only below an inbox that is there: a missing one may be a mount. Answers which
+    /// were made, and what couldn't be.
+    pub fn make_folders<'f>(&self, folders: impl IntoIterator<Item = &'f str>) -> (Vec<String>, Vec<String>) {
+        let (mut made, mut failed) = (Vec::new(), Vec::new());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let inbox = rustix::fs::openat(&self.dir, "inbox", flags, Mode::empty());
+        let Some(inbox) = inbox.ok().filter(|_| self.is_intact()) else { return (made, failed) };
+        let mode = rustix::fs::fstat(&inbox).map_or(Mode::RWXU, |stat| Mode::from_raw_mode(stat.st_mode));
+        for folder in folders.into_iter().filter(|folder| !folder.is_empty()) {
+            // Not at creation: the umask would take the group's bits away.
+            let outcome = rustix::fs::mkdirat(&inbox, folder, Mode::RWXU)
+                .and_then(|()| rustix::fs::chmodat(&inbox, folder, mode, AtFlags::empty()));
+            match outcome {
+                Ok(()) => made.push(folder.to_owned()),
+                Err(Errno::EXIST) => {}
+                Err(error) => failed.push(format!("cannot make the intake folder `inbox/{folder}`: {error}")),
+            }
+        }
+        (made, failed)
     }
 
     /// Finds out by real renames whether files and directories can move inbox -> claimed -> done -> failed and back.
@@ -484,6 +514,23 @@ pub fn is_network(magic: u64) -> bool {
     MAGICS.contains(&(magic as u32))
 }
 
+/// The director that holds a root's lock, with its process as far as the lock's file names it. Only looked at (proc(5),
+/// `/proc/locks`): taking the lock, even for a moment, would keep a director from starting.
+pub(crate) fn holder(root: &Path) -> Option<Option<i32>> {
+    let path = root.join(".gamdok/lock");
+    let inode = std::fs::metadata(&path).ok()?.ino();
+    let named = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    // 1: FLOCK  ADVISORY  WRITE 4711 08:02:131099 0 EOF
+    let is_it = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let of_inode = words.get(5).and_then(|place| place.rsplit(':').next()?.parse::<u64>().ok()) == Some(inode);
+        let by_named = named.is_none_or(|pid: i32| words.get(4).and_then(|word| word.parse().ok()) == Some(pid));
+        words.get(1) == Some(&"FLOCK") && words.get(3) == Some(&"WRITE") && of_inode && by_named
+    };
+    locks.lines().any(is_it).then_some(named)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -519,6 +566,27 @@ mod tests {
         Root::init(temp.path()).unwrap();
         assert_eq!(mode(&temp.path().join("inbox")), 0o755);
         assert_eq!(std::fs::read(temp.path().join("inbox/a")).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn intake_folders_are_made_below_an_inbox_that_is_there() {
+        let temp = tempfile::tempdir().unwrap();
+        Root::init(temp.path()).unwrap();
+        let inbox = temp.path().join("inbox");
+        std::fs::set_permissions(&inbox, Permissions::from_mode(0o2770)).unwrap();
+        std::fs::write(inbox.join("file"), "kept").unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        let check = |folders: &[&str], made: &[&str], failed: usize| {
+            let (found, wrong) = root.make_folders(folders.iter().copied());
+            assert_eq!((found, wrong.len()), (made.iter().map(|it| it.to_string()).collect(), failed), "{wrong:?}");
+        };
+        check(&["", "audio", "file", "images"], &["audio", "images"], 0);
+        assert_eq!(mode(&inbox.join("audio")), 0o2770);
+        check(&["audio"], &[], 0);
+        std::fs::remove_dir(inbox.join("audio")).unwrap();
+        std::fs::rename(&inbox, temp.path().join("away")).unwrap();
+        check(&["audio"], &[], 0);
+        assert!(!inbox.exists(), "the inbox itself is never made");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::inbox::{Candidate, CandidateKey};
 use crate::item::{IllegalStep, JobId, JobRecord, Stage, Step};
 use crate::units::{Bytes, Moment};
 use residents::Residents;
-pub use residents::{PATIENCE, Resident, ResidentId, SHORTEST_TURN, Warmth};
+pub use residents::{PATIENCE, Resident, ResidentId, SHORTEST_TURN, Warmth, is_same};
 pub use slots::Slot;
 
 /// What the director as a whole is about.
@@ -380,6 +380,13 @@ impl State {
         let record = job.record.clone();
         self.jobs.insert(id, job);
         Some(record)
+    }
+
+    /// Adds to a counter of the job; false when there is no such job.
+    pub fn count(&mut self, id: JobId, name: &str, by: f64) -> bool {
+        let Some(job) = self.jobs.get_mut(&id) else { return false };
+        Arc::make_mut(&mut job.record).counters.add(name, by);
+        true
     }
 
     /// The worker's process runs.

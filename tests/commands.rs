@@ -367,3 +367,61 @@ fn the_uptime_is_that_of_the_moment() {
     world.until("it grows", |status| status["uptime_s"].as_f64().is_some_and(|now| now > first + 0.1));
     assert_eq!(service.stop(), 0);
 }
+
+#[test]
+fn missing_intake_folders_are_made_at_the_start_and_for_a_changed_configuration() {
+    let route =
+        |name: &str| format!("[[route]]\nname = \"{name}\"\nfolder = \"{name}\"\ncommand = [\"true\"]\ngpus = 0\n");
+    let world = World::new(&route("audio"));
+    let service = world.start();
+    assert_eq!(names(&world.inbox()), ["audio"]);
+    fs::remove_dir(world.inbox().join("audio")).expect("it vanishes");
+    let settings = "[devices]\nuse = \"cpu\"\ncpu_slots = 2\n";
+    world.until("it is told", |status| {
+        let health = status["health"].as_array().expect("health");
+        health.iter().any(|it| {
+            it["message"].as_str().is_some_and(|text| text.contains("inbox/audio") && text.contains("missing"))
+        })
+    });
+    assert!(names(&world.inbox()).is_empty(), "what vanished isn't made again by itself");
+    world.configure(settings, &[route("audio"), route("images")].concat());
+    world.until("both are there", |_| names(&world.inbox()) == ["audio", "images"]);
+    world.drop_file("images/a", b"x");
+    world.wait();
+    assert_eq!(world.outcomes(), ["a done -"]);
+    assert_eq!(service.stop(), 0);
+
+    fs::remove_dir(world.inbox().join("images")).expect("empty");
+    let made = world.ok(&["init"]);
+    assert!(made.contains("inbox/images"), "{made}");
+}
+
+#[test]
+fn an_empty_command_behind_the_dashes_is_no_command() {
+    let world = World::new("[[route]]\nname = \"r\"\ncommand = [\"true\"]\ngpus = 0\n");
+    world.drop_file("a", b"x");
+    let output = world.code(&["run", "--once", "--"], 2);
+    assert!(text(&output.stderr).contains("no command behind `--`"), "{}", text(&output.stderr));
+    assert_eq!(names(&world.inbox()), ["a"]);
+}
+
+#[test]
+fn a_removed_socket_is_made_again_and_meanwhile_nobody_hears_that_no_director_runs() {
+    let world = World::new("[[route]]\nname = \"r\"\ncommand = [\"true\"]\n");
+    let service = world.start();
+    // The director has had its first look.
+    world.status();
+    fs::remove_file(world.root.join(".gamdok/sock")).expect("remove the socket");
+    let output = world.code(&["status"], 1);
+    let said = text(&output.stderr);
+    assert!(said.contains("its socket is gone") && said.contains(&service.pid().to_string()), "{said}");
+    let deadline = std::time::SystemTime::now() + support::LIMIT;
+    while !world.gamdok(&["status"]).status.success() {
+        assert!(std::time::SystemTime::now() < deadline, "the socket is never made again");
+        world.pause();
+    }
+    world.ok(&["drain"]);
+    let mut service = service;
+    assert_eq!(service.wait(), 0);
+    world.code(&["pause"], 3);
+}

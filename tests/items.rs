@@ -306,3 +306,61 @@ fn what_is_always_put_off_fails_after_ten_attempts_and_says_how_the_last_ended()
     assert_eq!((&result["outcome"], &result["reason"]), (&json!("failed"), &json!("exit")));
     assert_eq!(result["attempts"].as_array().map(Vec::len), Some(10));
 }
+
+#[test]
+fn a_retry_by_hand_starts_with_an_empty_out_and_keeps_what_lay_there() {
+    let body = "if [ $GAMDOK_ATTEMPT = 1 ]; then echo half >$GAMDOK_OUT/x.json; exit 1; fi";
+    let command = json!(["sh", "-c", body, "sh", "{item}"]);
+    let extra = "gpus = 0\nretries = 0\noutputs = [\"x.json\"]";
+    let world = World::new(&format!("[[route]]\nname = \"r\"\ncommand = {command}\n{extra}\n"));
+    let service = world.start();
+    world.drop_file("a", b"x");
+    world.wait();
+    world.ok(&["retry", "a"]);
+    world.wait();
+    let (dir, result) = world.result("a");
+    assert_eq!((&result["outcome"], &result["reason"]), (&json!("failed"), &json!("missing-output")), "{result}");
+    assert_eq!(result["outputs"], json!([]));
+    assert_eq!(fs::read(dir.join("out.aborted.1/x.json")).expect("it is kept"), b"half\n");
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn a_special_file_that_was_cancelled_is_never_retried() {
+    let world = World::new("[[route]]\nname = \"r\"\ncommand = [\"cat\", \"{item}\"]\ngpus = 0\n");
+    let service = world.start();
+    let fifo = world.scratch("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a FIFO");
+    fs::rename(&fifo, world.inbox().join("fifo")).expect("drop it");
+    world.until("it is held", |status| status["counts"]["held"] == 1);
+    world.ok(&["cancel", "fifo"]);
+    world.until("it ended", |status| status["counts"]["cancelled"] == 1);
+    let output = world.code(&["retry", "fifo"], 1);
+    assert!(text(&output.stderr).contains("neither a file nor a directory"), "{}", text(&output.stderr));
+    assert_eq!(world.outcomes(), ["fifo cancelled cancelled"]);
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn an_item_is_in_one_count_at_a_time() {
+    let world = World::new("[[route]]\nname = \"r\"\ncommand = [\"true\"]\ngpus = 0\n");
+    let service = world.start();
+    let mut dropped = 0;
+    let counted = |status: &Value| {
+        let counts = &status["counts"];
+        let words = ["arriving", "ready", "held", "claimed", "running", "retrying", "done", "failed", "cancelled"];
+        words.iter().map(|word| counts[word].as_u64().expect("a count")).sum::<u64>()
+    };
+    for _ in 0..30 {
+        for _ in 0..10 {
+            world.drop_file(format!("item-{dropped}"), b"x");
+            dropped += 1;
+        }
+        let status = world.status();
+        assert!(counted(&status) <= dropped, "{dropped} were dropped: {}", status["counts"]);
+    }
+    world.wait();
+    let status = world.until("all are done", |status| status["counts"]["done"] == dropped);
+    assert_eq!(counted(&status), dropped, "{}", status["counts"]);
+    assert_eq!(service.stop(), 0);
+}

@@ -228,7 +228,9 @@ fn a_worker_is_replaced_after_max_items_and_gone_after_its_idle_timeout() {
     let service = world.start();
     world.drop_file("a", b"fine");
     world.wait();
-    world.until("it is gone", |status| status["devices"][0]["leases"].as_array().is_some_and(Vec::is_empty));
+    let idle = world.until("it is idle", |status| status["residents"][0]["state"] != "busy");
+    assert_eq!(idle["devices"][0]["leases"].as_array().map(Vec::len), Some(0), "{idle}");
+    world.until("it is gone", |status| status["residents"].as_array().is_some_and(Vec::is_empty));
     world.drop_file("b", b"fine");
     world.wait();
     assert_eq!(processes(&world), 2);
@@ -361,4 +363,61 @@ fn the_python_helper_serves_items_and_batches() {
     let (dir, result) = world.result("one-c");
     assert_eq!(result["message"], "ValueError: no");
     assert!(log(&dir, 1).contains("Traceback"), "{}", log(&dir, 1));
+}
+
+#[test]
+fn the_helper_is_written_out_and_nothing_is_overwritten() {
+    let world = World::new("");
+    let dir = world.scratch("side");
+    let dir = dir.to_str().expect("a plain path");
+    world.ok(&["init", "--python", dir]);
+    let file = Path::new(dir).join("gamdok_worker.py");
+    assert_eq!(
+        fs::read(&file).expect("written"),
+        fs::read(format!("{HELPER}/gamdok_worker.py")).expect("the original")
+    );
+    assert!(world.ok(&["init", "--python", dir]).starts_with("nothing to do"));
+    fs::write(&file, "# mine\n").expect("write");
+    let output = world.code(&["init", "--python", dir], 1);
+    assert!(support::text(&output.stderr).contains("another version"), "{}", support::text(&output.stderr));
+    assert_eq!(fs::read(&file).expect("still there"), b"# mine\n");
+}
+
+/// The examples with a real model. They need scikit-learn, which a machine that only builds gamdok may lack.
+#[test]
+fn the_examples_with_a_model_say_what_is_right() {
+    let found = std::process::Command::new("python3").args(["-c", "import sklearn"]).output().expect("python3");
+    if !found.status.success() {
+        assert!(std::env::var_os("CI").is_none(), "CI has scikit-learn: {}", support::text(&found.stderr));
+        eprintln!("skipped: python3 has no scikit-learn here");
+        return;
+    }
+    let world = World::new("");
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/resident");
+    for folder in ["digits", "topics"] {
+        for name in support::names(&examples.join(folder)) {
+            world.drop_file(&name, &fs::read(examples.join(folder).join(&name)).expect("an example's item"));
+        }
+    }
+    world.drop_file("broken.pgm", b"P2 8 8 16 1 2 3");
+    world.drop_file("nothing.txt", b"qwertz");
+    let config = examples.join("gamdok.toml");
+    world.code(&["run", "--once", "--config", config.to_str().expect("a plain path")], 1);
+    let expected = [
+        "3.pgm done -",
+        "5.pgm done -",
+        "8.pgm done -",
+        "broken.pgm failed reported",
+        "cellar.txt done -",
+        "clinic.txt done -",
+        "flowers.txt done -",
+        "nothing.txt failed reported",
+    ];
+    assert_eq!(world.outcomes(), expected);
+    for digit in [3, 5, 8] {
+        assert_eq!(world.result(&format!("{digit}.pgm")).1["result"]["digit"], digit);
+    }
+    for (name, topic) in [("cellar.txt", "wine"), ("clinic.txt", "cancer"), ("flowers.txt", "iris")] {
+        assert_eq!(world.result(name).1["result"]["topic"], topic);
+    }
 }

@@ -220,3 +220,53 @@ fn outputs_that_cannot_be_published_keep_nobody_and_follow_by_themselves() {
     assert_eq!(fs::read(bad.join("bad-1/copy")).expect("its output"), b"x");
     service.stop();
 }
+
+fn limit_files(pid: i32, soft: Option<u64>) -> rustix::process::Rlimit {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let pid = Pid::from_raw(pid).expect("a process");
+    let limit = fs::read_to_string(format!("/proc/{}/limits", pid.as_raw_pid())).expect("its limits");
+    let line = limit.lines().find(|line| line.starts_with("Max open files")).expect("the one on files");
+    let hard = line.split_whitespace().nth(4).and_then(|hard| hard.parse().ok());
+    prlimit(Some(pid), Resource::Nofile, Rlimit { current: soft.or(hard), maximum: hard }).expect("set its limit")
+}
+
+#[test]
+fn a_director_out_of_open_files_says_so_and_goes_on_when_it_has_some() {
+    let world = World::with(CPU, &copying());
+    let service = world.start();
+    world.drop_file("first", b"x");
+    world.wait();
+    let open = fs::read_dir(format!("/proc/{}/fd", service.pid())).expect("its files").count() as u64;
+    let before = limit_files(service.pid(), Some(open + 5));
+    let told = world.until("out of files", |status| {
+        let inbox = |it: &Value| it["what"] == "inbox" && it["state"] == "failed";
+        status["health"].as_array().is_some_and(|all| all.iter().any(inbox))
+    });
+    assert!(told["health"].to_string().contains("too many open files"), "{told:#}");
+    world.drop_file("second", b"y");
+    assert_eq!(world.status()["counts"]["held"], 0);
+    limit_files(service.pid(), before.current);
+    world.until("done", |status| status["counts"]["done"] == 2);
+    let well = |status: &Value| status["health"].as_array().is_some_and(|all| all.iter().all(|it| it["state"] == "ok"));
+    world.until("well", |status| well(status) || !status["health"].to_string().contains("open files"));
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn the_service_may_open_more_files_than_it_was_started_with_and_workers_may_not() {
+    // It gets its limit just after its start.
+    let script = "until test $(ulimit -Sn) = 24; do :; done; ulimit -Hn >$GAMDOK_OUT/hard";
+    let command = json!(["sh", "-c", script]);
+    let route = format!("[[route]]\nname = \"limit\"\ntimeout = \"60s\"\nretries = 0\ncommand = {command}\n");
+    let world = World::with(CPU, &route);
+    world.drop_file("item", b"x");
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -Sn 24 && exec \"$0\" run --once", env!("CARGO_BIN_EXE_gamdok")]);
+    command.env("GAMDOK_ROOT", &world.root);
+    let output = command.output().expect("run gamdok");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let (dir, result) = world.result("item");
+    assert_eq!(result["outcome"], "done", "{result}");
+    let hard = fs::read_to_string(dir.join("out/hard")).expect("what the worker saw");
+    assert_ne!(hard.trim(), "24", "it may raise it itself");
+}

@@ -100,7 +100,7 @@ impl Drop for Bench {
 }
 
 /// The built binary, or another one to compare with.
-fn gamdok() -> Command {
+pub(crate) fn gamdok() -> Command {
     let other = std::env::var_os("GAMDOK_BENCH_BINARY");
     Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_gamdok").into()))
 }
@@ -326,11 +326,34 @@ impl Clockings {
         Ok((read(began), read(ended)))
     }
 
-    /// The command of such a worker, as TOML.
-    pub(crate) fn command(&self) -> String {
-        let own = std::env::current_exe().expect("this executable has a path");
-        format!("[{:?}, \"--worker\", {:?}]", own.display().to_string(), self.path.display().to_string())
+    /// The words of such a worker.
+    pub(crate) fn words(&self) -> [String; 3] {
+        [least_worker().display().to_string(), "--worker".to_owned(), self.path.display().to_string()]
     }
+
+    /// The same as TOML.
+    pub(crate) fn command(&self) -> String {
+        format!("{:?}", self.words())
+    }
+}
+
+/// The smallest program that says when it began: built from C once; where that fails, this executable itself, whose
+/// loading is then part of every figure.
+fn least_worker() -> &'static Path {
+    static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    BUILT.get_or_init(|| {
+        let to = base().join("least-worker");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/common/worker.c");
+        fs::create_dir_all(base()).expect("the folder to measure in can be made");
+        let built = Command::new("cc").args(["-O2", "-static", "-o"]).arg(&to).arg(source).status();
+        match built {
+            Ok(status) if status.success() => to,
+            _ => {
+                println!("no C compiler that links statically: the workers are this executable, and load longer");
+                std::env::current_exe().expect("this executable has a path")
+            }
+        }
+    })
 }
 
 /// The worker's side, to be the first call in `main`: answers whether this process was one.

@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub enum ClientError {
     #[error("no director is running for {root}")]
     NoDirector { root: PathBuf },
+    /// It holds the root's lock, and its socket is gone.
+    #[error("a director{} runs for {root}, but its socket is gone", pid.map_or(String::new(), |pid| format!(" (pid {pid})")))]
+    Unreachable { root: PathBuf, pid: Option<i32> },
     /// Asked and refused.
     #[error("{refusal}")]
     Refused { status: u16, refusal: Refusal },
@@ -48,7 +51,10 @@ impl Client {
     fn stream(&self) -> Result<std::os::unix::net::UnixStream, ClientError> {
         socket::connect(&self.root.join(SOCKET)).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused => {
-                ClientError::NoDirector { root: self.root.clone() }
+                match crate::root::holder(&self.root) {
+                    Some(pid) => ClientError::Unreachable { root: self.root.clone(), pid },
+                    None => ClientError::NoDirector { root: self.root.clone() },
+                }
             }
             _ => ClientError::Lost(format!("{}: {error}", self.root.join(SOCKET).display())),
         })

@@ -16,11 +16,12 @@ use serde::Deserialize;
 
 use super::ended::{Ended, FOUND, Query};
 use super::reference::{fit, unescape};
+use super::results::{Mark, Reported, Wanted};
 use super::view::{Counts, DirectorState, Listed, Paths, Shown, Status, path_text};
 use crate::config::{Backend, Config};
 use crate::devices::HostMode;
 use crate::inbox;
-use crate::item::{Attempt, ItemName, JobDir, JobId, JobRecord, Outcome, ResultRecord};
+use crate::item::{Attempt, Counters, ItemName, JobDir, JobId, JobRecord, Outcome, ResultRecord};
 
 /// No record that gamdok writes comes near it.
 const LARGEST: u64 = 64 << 20;
@@ -118,6 +119,31 @@ impl Directories {
                 }
             }
         }
+    }
+
+    /// Every result that is wanted, the newest last. Of a day the ends are read first, then one result after another.
+    pub fn each_reported<E: From<io::Error>>(
+        &self,
+        wanted: &Wanted,
+        mut take: impl FnMut(Reported) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let earliest = wanted.since.map(|since| since.to_zoned(TimeZone::UTC).date().to_string());
+        let mut days = self.days()?;
+        days.retain(|day| earliest.as_deref().is_none_or(|it| it <= day.as_str()));
+        for day in days.iter().rev() {
+            let mut places: Vec<(Mark, Place)> = Vec::new();
+            for place in self.places(day)? {
+                places.push((Mark { finished_at: finished_at(&place.dir), id: place.id }, place));
+            }
+            places.sort_unstable_by_key(|(mark, _)| *mark);
+            for (_, place) in places {
+                let row = reported(&place);
+                if wanted.admits(&row) {
+                    take(row)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     // What hasn't ended.
@@ -278,6 +304,31 @@ impl Directories {
         Ok(counts)
     }
 
+    /// What the jobs in `done/` and `failed/` counted.
+    pub fn counted_by_ended(&self) -> io::Result<Counters> {
+        let mut counters = Counters::default();
+        self.each_ended(|_, place| {
+            if let Ok(Head { counters: of_it, .. }) = read_json(&place.dir.join("result.json")) {
+                counters.add_all(&of_it);
+            }
+            Look::On
+        })?;
+        Ok(counters)
+    }
+
+    /// What the jobs in `claimed/` have counted, as far as it is written down.
+    pub fn counted_by_claimed(&self) -> io::Result<Counters> {
+        let mut counters = Counters::default();
+        for entry in entries(&self.root.join("claimed"))? {
+            let head = |name: &str| read_json::<Head>(&entry.path().join(name));
+            // The outcome, where it is written and only the move is missing.
+            if let Ok(Head { counters: of_it, .. }) = head("result.json").or_else(|_| head("job.json")) {
+                counters.add_all(&of_it);
+            }
+        }
+        Ok(counters)
+    }
+
     /// `status` without a director.
     pub fn status(&self, config: Option<&Config>) -> io::Result<Status> {
         Ok(Status {
@@ -290,8 +341,10 @@ impl Directories {
             counts: self.counts()?,
             devices: Vec::new(),
             running: Vec::new(),
+            residents: Vec::new(),
             held: Vec::new(),
             health: Vec::new(),
+            counters: Counters::default(),
         })
     }
 
@@ -410,6 +463,38 @@ enum Look {
     Enough,
 }
 
+fn reported(place: &Place) -> Reported {
+    match read_result(&place.dir) {
+        Ok(result) => Reported {
+            id: place.id,
+            name: result.name,
+            route: result.route,
+            outcome: result.outcome.as_str().to_owned(),
+            finished_at: Some(result.finished_at),
+            result: result.result,
+            counters: result.counters,
+        },
+        // As the ledger tells it.
+        Err(_) => {
+            let stem = || place.job.as_str().rsplit_once('~').map_or("", |(stem, _)| stem).to_owned();
+            let record = read_record(&place.dir).ok();
+            Reported {
+                id: place.id,
+                name: record.as_ref().map_or_else(stem, |record| record.name.clone()),
+                route: record.map(|record| record.route.name.clone()),
+                outcome: place.base.to_owned(),
+                finished_at: None,
+                result: None,
+                counters: Counters::default(),
+            }
+        }
+    }
+}
+
+fn finished_at(dir: &Path) -> Option<Timestamp> {
+    read_json::<Head>(&dir.join("result.json")).ok()?.finished_at
+}
+
 /// A directory's entries; none when it isn't there. Entries that vanish while they are read are no error.
 fn entries(dir: &Path) -> io::Result<impl Iterator<Item = fs::DirEntry> + use<>> {
     let listing = match fs::read_dir(dir) {
@@ -466,13 +551,18 @@ fn paths(dir: &Path) -> Paths {
     }
 }
 
-/// Reads no more of a result than its outcome.
+/// No more of a record than is asked for.
+#[derive(Deserialize)]
+struct Head {
+    /// Of a result.
+    outcome: Option<Outcome>,
+    finished_at: Option<Timestamp>,
+    #[serde(default)]
+    counters: Counters,
+}
+
 fn is_cancelled(dir: &Path) -> bool {
-    #[derive(Deserialize)]
-    struct Head {
-        outcome: Outcome,
-    }
-    read_json::<Head>(&dir.join("result.json")).is_ok_and(|head| head.outcome == Outcome::Cancelled)
+    read_json::<Head>(&dir.join("result.json")).is_ok_and(|head| head.outcome == Some(Outcome::Cancelled))
 }
 
 fn changed_at(meta: &fs::Metadata) -> Option<Timestamp> {

@@ -14,6 +14,7 @@ pub mod ended;
 mod guard;
 pub mod indexed;
 pub mod reference;
+pub mod results;
 mod routes;
 pub mod server;
 mod socket;

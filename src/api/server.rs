@@ -1,7 +1,9 @@
-//! The server: one thread, one runtime, the root's Unix socket and, when configured, TCP. It wakes up for requests only.
+//! The server: one thread, one runtime, the root's Unix socket and, when configured, TCP. It wakes up for requests, and
+//! now and then to see that its socket is still there.
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use super::directories::Directories;
 use super::guard::Guard;
@@ -34,6 +37,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// After a failed accept (no descriptors left), so that it doesn't spin.
 const BREATH: Duration = Duration::from_millis(200);
+
+/// How often the socket is looked at: one that was removed is made again, or nobody could reach the director any more.
+const SOCKET_LOOK: Duration = Duration::from_secs(10);
 
 /// Everything the server needs.
 pub struct ServerSetup {
@@ -78,6 +84,7 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
     let listening = tcp.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
     let socket = setup.directories.root().join(SOCKET);
     let unix = socket::listen(&socket)?;
+    let unix_path = socket.clone();
     if let Some(tcp) = &tcp {
         tcp.set_nonblocking(true)?;
     }
@@ -95,9 +102,9 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
     let guarded = routes::router(shared, Some(Guard { token: setup.token, loopback }));
     let work = async move {
         // Tokio takes them over inside the runtime only.
-        let unix = UnixListener::from_std(unix)?;
+        let unix = Door::Unix(UnixDoor::new(UnixListener::from_std(unix)?, unix_path));
         let tcp = tcp.map(TcpListener::from_std).transpose()?;
-        let unix_side = accept(Door::Unix(unix), open, stopped.clone());
+        let unix_side = accept(unix, open, stopped.clone());
         match tcp {
             None => unix_side.await,
             Some(tcp) => {
@@ -128,14 +135,58 @@ impl Drop for Server {
 
 /// Where clients come in.
 enum Door {
-    Unix(UnixListener),
+    Unix(UnixDoor),
     Tcp(TcpListener),
 }
 
+/// The root's socket.
+struct UnixDoor {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of what was bound.
+    identity: Option<(u64, u64)>,
+    /// It couldn't be made again, and that was said.
+    told: bool,
+}
+
+impl UnixDoor {
+    fn new(listener: UnixListener, path: PathBuf) -> UnixDoor {
+        UnixDoor { identity: identity(&path), listener, path, told: false }
+    }
+
+    /// Makes the socket again where it is gone. Those who came in by the old one stay.
+    fn look(&mut self) {
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            return;
+        }
+        match socket::listen(&self.path).and_then(UnixListener::from_std) {
+            Ok(listener) => {
+                tracing::warn!("the root's socket was gone; it was made again");
+                *self = UnixDoor::new(listener, std::mem::take(&mut self.path));
+            }
+            Err(error) if !std::mem::replace(&mut self.told, true) => {
+                tracing::error!(%error, "the root's socket is gone and can't be made again: no command reaches this director");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
 impl Door {
+    fn look(&mut self) {
+        if let Door::Unix(door) = self {
+            door.look();
+        }
+    }
+
     async fn next(&self) -> io::Result<Box<dyn Stream>> {
         Ok(match self {
-            Door::Unix(listener) => Box::new(listener.accept().await?.0),
+            Door::Unix(door) => Box::new(door.listener.accept().await?.0),
             Door::Tcp(listener) => Box::new(listener.accept().await?.0),
         })
     }
@@ -145,9 +196,11 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Serves every client of one door until the server stops.
-async fn accept(door: Door, router: Router, mut stop: watch::Receiver<bool>) {
+async fn accept(mut door: Door, router: Router, mut stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut clients = JoinSet::new();
+    let mut look = tokio::time::interval(SOCKET_LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let next = async {
             let place = places.clone().acquire_owned().await;
@@ -155,6 +208,7 @@ async fn accept(door: Door, router: Router, mut stop: watch::Receiver<bool>) {
         };
         tokio::select! {
             () = ended(&mut stop) => break,
+            _ = look.tick() => door.look(),
             // Ended tasks are let go as they end.
             Some(_) = clients.join_next() => {}
             (stream, place) = next => match stream {

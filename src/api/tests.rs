@@ -38,8 +38,10 @@ fn view(number: u64, live: Vec<Listed>) -> View {
         counts: Counts { ready: number, ..Counts::default() },
         devices: Vec::new(),
         running: Vec::new(),
+        residents: Vec::new(),
         held: Vec::new(),
         health: Vec::new(),
+        counters: Default::default(),
     };
     View { number, status, live }
 }
@@ -70,6 +72,7 @@ fn ended(root: &Path, n: u128, name: &[u8], outcome: Outcome, finished_at: &str)
         attempts: Vec::new(),
         outputs: Vec::new(),
         result: serde_json::value::to_raw_value(&json!({ "words": 3 })).ok(),
+        counters: Default::default(),
     };
     std::fs::write(path.join("result.json"), serde_json::to_vec(&result).expect("JSON")).expect("a result");
     dir

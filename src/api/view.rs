@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::devices::{DeviceKind, HostMode, Reading, Snapshot, Verdict};
 use crate::health::Check;
-use crate::item::{Attempt, JobRecord, ResultRecord, escape};
+use crate::item::{Attempt, Counters, JobId, JobRecord, ResultRecord, escape};
 use crate::plan;
-use crate::state::State;
+use crate::state::{State, Warmth};
 
 /// One numbered copy of the director's state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,8 +33,13 @@ pub struct Status {
     pub counts: Counts,
     pub devices: Vec<DeviceView>,
     pub running: Vec<RunningView>,
+    #[serde(default)]
+    pub residents: Vec<ResidentView>,
     pub held: Vec<HeldView>,
     pub health: Vec<Check>,
+    /// What the workers of all items counted, those that have ended and those that run.
+    #[serde(default)]
+    pub counters: Counters,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +76,9 @@ pub struct DeviceView {
     pub verdict: String,
     pub reason: String,
     pub slots: u32,
+    /// Slots that are given out, to attempts or resident workers.
+    #[serde(default)]
+    pub taken: u32,
     /// Job directories' names.
     pub leases: Vec<String>,
     pub memory_total: Option<u64>,
@@ -91,7 +99,12 @@ impl DeviceView {
         let word = if verdict == Verdict::Leased && !full { Verdict::Free.word() } else { verdict.word() };
         let reason = match &verdict {
             Verdict::Leased => {
-                let taken = format!("{} of {slots} slot{} taken", leases.len(), if slots == 1 { "" } else { "s" });
+                let mut taken = format!("{} of {slots} slot{} taken", leases.len(), if slots == 1 { "" } else { "s" });
+                let idle = leases.iter().filter_map(|lease| state.resident(lease.job)).filter(|it| it.jobs.is_empty());
+                for resident in idle {
+                    let what = if resident.warmth == Warmth::Starting { "a starting" } else { "an idle" };
+                    taken.push_str(&format!(", by {what} worker of `{}`", resident.route.name));
+                }
                 // What a lease outranks keeps the next one out all the same.
                 match plan::for_more(state, snapshot, reading) {
                     Verdict::Free | Verdict::Leased => taken,
@@ -100,9 +113,14 @@ impl DeviceView {
             }
             other => other.to_string(),
         };
-        let job = |lease: &crate::devices::Lease| match state.job(lease.job) {
+        let name = |id: JobId| match state.job(id) {
             Some(job) => job.record.dir().to_string(),
-            None => lease.job.to_string(),
+            None => id.to_string(),
+        };
+        // A resident worker has the jobs it was handed, or none.
+        let jobs = |lease: &crate::devices::Lease| match state.resident(lease.job) {
+            Some(resident) => resident.jobs.iter().map(|(job, _)| name(*job)).collect(),
+            None => vec![name(lease.job)],
         };
         DeviceView {
             id: reading.id.to_string(),
@@ -110,9 +128,10 @@ impl DeviceView {
             kind: reading.kind,
             name: reading.name.clone(),
             verdict: word.to_owned(),
-            reason: crate::item::escape(reason.as_bytes()),
+            reason: crate::item::shown(&reason),
             slots,
-            leases: leases.iter().map(job).collect(),
+            taken: leases.len() as u32,
+            leases: leases.iter().flat_map(jobs).collect(),
             memory_total: reading.memory_total.map(|bytes| bytes.0),
             memory_used: reading.memory_used.map(|bytes| bytes.0),
             utilization: reading.utilization.last().copied(),
@@ -133,6 +152,21 @@ pub struct RunningView {
     pub pid: Option<i32>,
     pub started_at: Option<Timestamp>,
     pub progress: Option<ProgressView>,
+}
+
+/// A resident worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResidentView {
+    pub id: String,
+    pub route: String,
+    pub devices: Vec<String>,
+    /// starting, idle, busy, retiring.
+    pub state: String,
+    pub pid: Option<i32>,
+    /// Attempts that it ended.
+    pub served: u32,
+    /// Job directories' names.
+    pub jobs: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,12 +6,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::gpus::{Probed, probe};
-use super::table::{Column, Table};
+use super::table::{Column, Table, wrap};
 use super::trouble::{Trouble, exit};
 use super::{Global, output, status};
 use crate::config::{Config, Route};
 use crate::devices::{DeviceKind, Reading};
-use crate::logging::plain;
 use crate::root::shown;
 use crate::state::Pool;
 
@@ -103,6 +102,7 @@ fn render(config: &Config, prospects: &[Prospect], probed: &Probed, warnings: &[
             let gets = match devices.as_slice() {
                 [] => "none".to_owned(),
                 [one] if one == "cpu" => one.clone(),
+                few if few.len() < route.gpus as usize => format!("none: {} of {} GPUs", few.len(), route.gpus),
                 all => format!("{} of {}", route.gpus, output::count(all.len(), "GPU")),
             };
             table.row([route.name.clone(), takes, gets, route.command.join(" ")]);
@@ -110,11 +110,11 @@ fn render(config: &Config, prospects: &[Prospect], probed: &Probed, warnings: &[
         let _ = write!(text, "\n{}", table.render(width));
     }
     let _ = write!(text, "\n{}", status::devices(&probed.devices, width));
-    for warning in warnings {
-        let _ = write!(text, "\nwarning: {}", plain(warning));
-    }
     if !warnings.is_empty() {
         text.push('\n');
+    }
+    for warning in warnings {
+        text += &wrap(&format!("warning: {warning}"), "", width);
     }
     text
 }

@@ -7,13 +7,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::gpus::probe;
-use super::table::{Column, Table};
+use super::table::{Column, Table, wrap};
 use super::trouble::{Trouble, exit};
 use super::{Global, output};
 use crate::api::client::Client;
 use crate::config::Config;
 use crate::devices::HostMode;
-use crate::logging::plain;
 use crate::root::{Root, shown};
 use crate::sys::lease;
 use crate::units::Bytes;
@@ -81,14 +80,14 @@ fn user() -> Finding {
     Finding::ok("user", format!("uid {}, no privilege needed", uid.as_raw()))
 }
 
-/// Each worker holds a handful of descriptors.
+/// Each worker holds a handful of descriptors. The service raises its own limit to the hard one.
 fn files() -> Finding {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    match limit.current {
+    match limit.maximum {
         Some(soft) if soft < 1024 => Finding::warn(
             "open files",
             format!("at most {soft} at a time"),
-            "raise it: `ulimit -n 65536`, or LimitNOFILE=65536 in the systemd unit",
+            "raise it: `ulimit -Hn 65536`, or LimitNOFILE=65536 in the systemd unit",
         ),
         Some(soft) => Finding::ok("open files", format!("at most {soft} at a time")),
         None => Finding::ok("open files", "no limit"),
@@ -323,7 +322,9 @@ fn render(findings: &[Finding], width: usize) -> String {
     }
     let mut text = table.render(width);
     for finding in findings.iter().filter(|finding| finding.state != State::Ok) {
-        text += &format!("\n{}: {}\n  help: {}\n", finding.what, plain(&finding.message), plain(&finding.remedy));
+        text.push('\n');
+        text += &wrap(&format!("{}: {}", finding.what, finding.message), "", width);
+        text += &wrap(&format!("help: {}", finding.remedy), "  ", width);
     }
     text
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::status;
+use super::table::wrap;
 use super::trouble::{Trouble, exit, of_root};
 use super::{Global, output};
 use crate::api::client::{Client, ClientError};
@@ -79,7 +80,8 @@ pub(super) fn probe(config: &Config) -> Result<Probed, Trouble> {
 fn render(devices: &[DeviceView], trouble: Option<&str>, width: usize) -> String {
     let mut text = String::new();
     if let Some(trouble) = trouble {
-        let _ = writeln!(text, "warning: {}\n", crate::logging::plain(trouble));
+        text += &wrap(&format!("warning: {trouble}"), "", width);
+        text.push('\n');
     }
     text += &status::devices(devices, width);
     let known: Vec<&DeviceView> = devices.iter().filter(|device| device.index.is_some()).collect();

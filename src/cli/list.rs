@@ -41,7 +41,8 @@ impl List {
         let limit = self.limit.map_or(usual, |limit| (limit > 0).then_some(limit));
         let query = Query { states: self.state, route: self.route, limit, ..Query::default() };
         if global.json {
-            Array::default().print(|array| source.each_page(&query, |rows| array.rows(&rows)))?;
+            output::Array::default()
+                .print(|array| source.each_page(&query, |rows| rows.iter().try_for_each(|row| array.row(row))))?;
             return Ok(exit::OK);
         }
         // One more than shown tells whether there are more.
@@ -59,42 +60,19 @@ impl List {
     }
 }
 
-/// A JSON array, printed as its rows come: it may be larger than memory.
-#[derive(Default)]
-struct Array {
-    any: bool,
-}
-
-impl Array {
-    fn print(mut self, fill: impl FnOnce(&mut Array) -> Result<(), Trouble>) -> Result<(), Trouble> {
-        output::print("[")?;
-        fill(&mut self)?;
-        output::print(if self.any { "\n]\n" } else { "]\n" })
-    }
-
-    fn rows(&mut self, rows: &[Listed]) -> Result<(), Trouble> {
-        let mut text = String::new();
-        for row in rows {
-            text += if std::mem::replace(&mut self.any, true) { ",\n  " } else { "\n  " };
-            text += &serde_json::to_string(row).map_err(std::io::Error::other)?;
-        }
-        output::print(&text)
-    }
-}
-
 /// The rows as a table.
 pub(super) fn render(rows: &[Listed], now: Timestamp, width: usize) -> String {
     let mut table = Table::new(&[
-        Column::name("NAME", 14),
+        Column::name("NAME", 12),
         Column::fixed("STATE"),
-        Column::name("ROUTE", 8),
+        Column::name("ROUTE", 6),
         Column::number("TRY"),
         Column::fixed("AGO"),
-        Column::text("REASON", 10),
+        Column::text("REASON", 8),
         Column::fixed("ID"),
     ]);
     let shared = shared(rows);
-    let ids = shortest(rows);
+    let ids = Ids::of(rows);
     let needs_id = |row: &Listed| LONG_NAME < row.name.width() || shared.contains(row.name.as_str());
     for row in rows {
         let name = if row.folder.is_empty() { row.name.clone() } else { format!("{}/{}", row.folder, row.name) };
@@ -105,27 +83,33 @@ pub(super) fn render(rows: &[Listed], now: Timestamp, width: usize) -> String {
             if row.attempts > 0 { row.attempts.to_string() } else { String::new() },
             largest(output::ago(now, row.finished_at.or(row.arrived_at))),
             row.reason.clone().unwrap_or_default(),
-            row.id
-                .as_ref()
-                .filter(|_| needs_id(row))
-                .map(|id| id.get(..ids).unwrap_or(id).to_owned())
-                .unwrap_or_default(),
+            row.id.as_ref().filter(|_| needs_id(row)).map(|id| ids.short(id).to_owned()).unwrap_or_default(),
         ]);
     }
     table.render(width)
 }
 
-/// The letters of an id that tell these rows apart: the time and a part of the rest at least, so that they nearly
-/// always name one job among all.
-fn shortest(rows: &[Listed]) -> usize {
-    const LEAST: usize = 14;
-    const WHOLE: usize = 26;
-    let mut ids: Vec<&str> = rows.iter().filter_map(|row| row.id.as_deref()).filter(|id| id.is_ascii()).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    let common = |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
-    let needed = ids.windows(2).map(|two| common(two[0], two[1]) + 1).max().unwrap_or(0);
-    needed.clamp(LEAST, WHOLE)
+/// The ids of these rows, in order.
+struct Ids<'a>(Vec<&'a str>);
+
+impl<'a> Ids<'a> {
+    fn of(rows: &'a [Listed]) -> Ids<'a> {
+        let mut ids: Vec<&str> = rows.iter().filter_map(|row| row.id.as_deref()).filter(|id| id.is_ascii()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        Ids(ids)
+    }
+
+    /// The letters of an id that tell it from the others: the time and a part of the rest at least, so that they nearly
+    /// always name one job among all.
+    fn short(&self, id: &'a str) -> &'a str {
+        const LEAST: usize = 14;
+        let common = |other: &&str| id.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+        let at = self.0.partition_point(|other| *other < id);
+        let neighbours = [at.checked_sub(1), Some(at + 1)].into_iter().flatten().filter_map(|at| self.0.get(at));
+        let needed = neighbours.map(common).max().map_or(0, |common| common + 1);
+        id.get(..needed.max(LEAST)).unwrap_or(id)
+    }
 }
 
 /// The names that more than one row has.
@@ -135,7 +119,7 @@ fn shared(rows: &[Listed]) -> HashSet<&str> {
 }
 
 /// The first of the two units: a row has little room.
-fn largest(span: String) -> String {
+pub(super) fn largest(span: String) -> String {
     span.split(' ').next().unwrap_or_default().to_owned()
 }
 

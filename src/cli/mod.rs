@@ -6,11 +6,14 @@ mod check;
 mod completions;
 mod control;
 mod doctor;
+mod flat;
 mod gpus;
 mod init;
 mod list;
 mod logs;
+mod map;
 mod output;
+mod results;
 mod retry;
 mod run;
 mod screen;
@@ -87,6 +90,8 @@ enum Command {
     Show(show::Show),
     /// Print what a job's worker wrote
     Logs(logs::Logs),
+    /// Show what the workers reported of all items that ended, as one table
+    Results(results::Results),
     /// Give ended jobs another try
     Retry(retry::Retry),
     /// End jobs, or refuse items that still wait
@@ -105,6 +110,8 @@ enum Command {
     Uncordon(control::OfDevice),
     /// Let go of the GPU driver (to reset a GPU or reload the driver) until `resume`
     Release(control::Plain),
+    /// Run a command over arguments, or lines of stdin, on idle GPUs or CPU slots; needs no root
+    Map(map::Map),
     /// Print completions for a shell
     Completions(completions::Completions),
 }
@@ -136,6 +143,7 @@ impl Command {
             Command::List(it) => it.run(global),
             Command::Show(it) => it.run(global),
             Command::Logs(it) => it.run(global),
+            Command::Results(it) => it.run(global),
             Command::Retry(it) => it.run(global),
             Command::Cancel(it) => it.run(global),
             Command::Pause(it) => it.run(global, "pause", "paused: nothing new starts until `gamdok resume`"),
@@ -145,6 +153,7 @@ impl Command {
             Command::Cordon(it) => it.run(global, "cordon", "takes no more work"),
             Command::Uncordon(it) => it.run(global, "uncordon", "takes work again"),
             Command::Release(it) => it.run(global, "release", "the driver is released until `gamdok resume`"),
+            Command::Map(it) => it.run(global),
             Command::Completions(it) => it.run(),
         }
     }
@@ -229,6 +238,10 @@ fn report(wrong: &ConfigError) -> Option<String> {
     } else {
         miette::GraphicalTheme::unicode_nocolor()
     });
+    let handler = match output::width_of_errors() {
+        Some(width) => handler.with_width(width),
+        None => handler,
+    };
     let mut text = String::new();
     handler.render_report(&mut text, wrong).ok().map(|()| text)
 }

@@ -26,6 +26,12 @@ pub(super) fn width() -> usize {
     terminal.or_else(told).filter(|width| *width >= LEAST).unwrap_or(WIDTH)
 }
 
+/// The columns of the terminal that stderr is; none where it is something else.
+pub(super) fn width_of_errors() -> Option<usize> {
+    let columns = rustix::termios::tcgetwinsize(io::stderr()).ok().map(|size| size.ws_col.into());
+    columns.filter(|width| *width >= LEAST)
+}
+
 /// Prints text that ends its own lines.
 pub(super) fn print(text: &str) -> Result<(), Trouble> {
     bytes(text.as_bytes())
@@ -40,6 +46,29 @@ pub(super) fn bytes(bytes: &[u8]) -> Result<(), Trouble> {
 pub(super) fn json(value: &impl Serialize) -> Result<(), Trouble> {
     let text = serde_json::to_string_pretty(value).map_err(io::Error::other)?;
     print(&format!("{text}\n"))
+}
+
+/// A JSON array, printed as its rows come: it may be larger than memory.
+#[derive(Debug, Default)]
+pub(super) struct Array {
+    any: bool,
+    text: String,
+}
+
+impl Array {
+    pub(super) fn print(mut self, fill: impl FnOnce(&mut Array) -> Result<(), Trouble>) -> Result<(), Trouble> {
+        self.text += "[";
+        fill(&mut self)?;
+        self.text += if self.any { "\n]\n" } else { "]\n" };
+        print(&self.text)
+    }
+
+    pub(super) fn row(&mut self, row: &impl Serialize) -> Result<(), Trouble> {
+        const PIECE: usize = 1 << 16;
+        self.text += if std::mem::replace(&mut self.any, true) { ",\n  " } else { "\n  " };
+        self.text += &serde_json::to_string(row).map_err(io::Error::other)?;
+        if self.text.len() < PIECE { Ok(()) } else { print(&std::mem::take(&mut self.text)) }
+    }
 }
 
 /// `45s`, `3m 20s`, `2h 5m`, `6d 3h`: the two largest units.

@@ -11,6 +11,7 @@ use super::trouble::{Trouble, exit, of_root, of_text};
 use super::{Global, bad_config, init, output};
 use crate::director::{self, Options, Summary};
 use crate::root::Root;
+use crate::sys::files;
 use crate::worker;
 
 #[derive(Debug, Args)]
@@ -34,6 +35,11 @@ impl Run {
             Root::init(source.file.parent().unwrap_or(Path::new("."))).map_err(|wrong| of_root(&wrong))?;
             init::annotate(&source.file)?;
         }
+        // `run -- $COMMAND` with nothing in the variable would run the file's routes on what was meant for it.
+        if self.command.is_empty() && std::env::args_os().last().is_some_and(|word| word == "--") {
+            let help = "write a command behind `--`, or leave `--` out to run the routes of the configuration";
+            return Err(Trouble::new(exit::USAGE, "usage", "there is no command behind `--`".to_owned(), help));
+        }
         if !self.command.is_empty() {
             source.command = Some((self.command, std::env::current_dir()?));
         }
@@ -41,6 +47,9 @@ impl Run {
         // Daemons that a worker leaves behind become ours, to be found and ended with it.
         if let Err(error) = worker::adopt_orphans() {
             tracing::warn!(%error, "processes that detach themselves from their worker can't be adopted");
+        }
+        if let Err(error) = files::raise_limit() {
+            tracing::warn!(%error, "the limit on open files can't be raised");
         }
         let options = Options { config, warnings, source, once: self.once, init: self.init, stops: signals()? };
         let summary = director::run(options)

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use clap::Args;
 
 use super::source::{self, Source};
-use super::table::{Column, Table};
+use super::table::{Column, Table, wrap};
 use super::trouble::{Trouble, exit};
 use super::{Global, output};
 use crate::api::view::Shown;
@@ -34,9 +34,14 @@ impl Show {
 fn render(shown: &Shown, width: usize) -> String {
     let row = &shown.listed;
     let mut text = String::new();
+    // Sentences are broken between words; names and paths stay in one piece, to be copied.
     let mut line = |what: &str, value: Option<&str>| {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
-            let _ = writeln!(text, "{what:<9} {}", plain(value));
+            let shown = match what {
+                "state" | "message" => wrap(value, "          ", width),
+                _ => format!("          {}\n", plain(value)),
+            };
+            let _ = write!(text, "{what:<9} {}", shown.trim_start_matches(' '));
         }
     };
     let state = match &row.reason {

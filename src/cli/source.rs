@@ -8,9 +8,11 @@ use crate::api::client::{Client, ClientError, encoded};
 use crate::api::directories::Directories;
 use crate::api::ended::Query;
 use crate::api::reference;
+use crate::api::results::Results;
 use crate::api::view::{Listed, Shown, Status};
 use crate::config::Config;
-use crate::item::escape;
+use crate::item::{Counters, escape};
+use crate::ledger::{self, Reader};
 
 use super::Global;
 use super::trouble::Trouble;
@@ -44,8 +46,30 @@ impl Source {
     pub(super) fn status(&self) -> Result<Status, Trouble> {
         match &self.client {
             Some(client) => Ok(client.get("/v1/status")?),
-            None => Ok(self.directories.status(self.config.as_ref())?),
+            None => Ok(Status { counters: self.counters()?, ..self.directories.status(self.config.as_ref())? }),
         }
+    }
+
+    /// What all jobs counted, without a director: the ledger knows of those that ended, unless its writer was cut off.
+    fn counters(&self) -> Result<Counters, Trouble> {
+        let whole = |reader: &Reader| reader.is_whole().unwrap_or(false);
+        let ledger = Reader::open(&ledger::file_of(self.directories.root())).ok().filter(whole);
+        let mut counters = match ledger.and_then(|reader| reader.counters().ok()) {
+            Some(counters) => counters,
+            None => self.directories.counted_by_ended()?,
+        };
+        counters.add_all(&self.directories.counted_by_claimed()?);
+        Ok(counters)
+    }
+
+    /// What was reported of the items that ended.
+    pub(super) fn results(&self) -> Result<Results, Trouble> {
+        if let Some(client) = &self.client {
+            // An answer about ended jobs comes once the ledger has all that the director told it.
+            let ended = Query { states: vec!["done".to_owned()], limit: Some(1), ..Query::default() };
+            let _rows: Vec<Listed> = client.get(&path_of(&ended))?;
+        }
+        Ok(Results::open(self.directories.clone(), self.client.is_some()))
     }
 
     /// The rows that `query` wants, in pages; without a limit every one of them.

@@ -14,6 +14,7 @@ use super::{Global, output};
 use crate::api::view::{Counts, DeviceView, DirectorState, Status as StatusView};
 use crate::devices::HostMode;
 use crate::health::Condition;
+use crate::item::Sum;
 use crate::logging::plain;
 
 /// Rows of each kind on the screen; `list` shows all.
@@ -57,6 +58,16 @@ fn render(status: &StatusView, now: Timestamp, width: usize) -> String {
     }
     if !status.running.is_empty() {
         let _ = write!(text, "\n{}{}", running(status, now, width), beyond(status.running.len(), "running"));
+    }
+    if !status.counters.is_empty() {
+        let mut table = Table::new(&[Column::name("COUNTED", 16), Column::number("SUM")]);
+        for (name, sum) in status.counters.iter().take(ROWS) {
+            table.row([name.to_owned(), Sum(sum).to_string()]);
+        }
+        let _ = write!(text, "\n{}", table.render(width));
+        if status.counters.len() > ROWS {
+            let _ = writeln!(text, "and {} more: `gamdok status --json`", status.counters.len() - ROWS);
+        }
     }
     if !status.held.is_empty() {
         let mut table = Table::new(&[Column::name("HELD", 16), Column::fixed("FOR"), Column::text("REASON", 20)]);
@@ -142,7 +153,7 @@ fn device_table(devices: &[DeviceView], reasons: bool) -> Table {
             short(device),
             if device.name.eq_ignore_ascii_case(&device.id) { String::new() } else { device.name.clone() },
             device.verdict.clone(),
-            format!("{}/{}", device.leases.len(), device.slots),
+            format!("{}/{}", device.taken, device.slots),
             output::of_total(device.memory_used, device.memory_total),
             device.utilization.map(|load| format!("{load}%")).unwrap_or_default(),
             device.temperature.map(|degrees| format!("{degrees}°")).unwrap_or_default(),
@@ -198,6 +209,7 @@ mod tests {
             verdict: verdict.to_owned(),
             reason: reason.to_owned(),
             slots: 1,
+            taken: 0,
             leases: Vec::new(),
             memory_total: Some(80 << 30),
             memory_used: Some(3 << 30),
@@ -233,6 +245,7 @@ mod tests {
                 started_at: Some(at("2026-11-22T11:00:00Z")),
                 progress: Some(ProgressView { fraction: Some(0.425), message: Some("layer 3\u{1b}[2J".to_owned()) }),
             }],
+            residents: Vec::new(),
             held: vec![HeldView {
                 name: "x.pdf".to_owned(),
                 reason: "no route matches it".to_owned(),
@@ -242,6 +255,7 @@ mod tests {
                 Check::ok(What::Spool),
                 Check::degraded(What::LeaseTest, "files of other users can't be tested: settle decides alone"),
             ],
+            counters: [("pages".to_owned(), 21_000.0), ("a\u{1b}[2Jb".to_owned(), 0.5)].into_iter().collect(),
         }
     }
 
@@ -266,6 +280,10 @@ mod tests {
         RUNNING              ROUTE       TRY  DEVICES    PID  FOR    PROGRESS
         a-recordi…-2026.wav  transcribe    2  1        31337  1h 0m  42% layer 3\u{1b}[…
 
+        COUNTED        SUM
+        a\u{1b}[2Jb    0.5
+        pages        21000
+
         HELD   FOR    REASON
         x.pdf  2h 0m  no route matches it
         "#);
@@ -280,8 +298,10 @@ mod tests {
             state: DirectorState::Stopped,
             devices: Vec::new(),
             running: Vec::new(),
+            residents: Vec::new(),
             held: Vec::new(),
             health: Vec::new(),
+            counters: Default::default(),
             ..status()
         };
         insta::assert_snapshot!(render(&stopped, now, 80), @r#"

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use super::output::width_of_errors;
+use super::table::wrap;
 use crate::api::client::ClientError;
 use crate::api::reference::Unresolved;
-use crate::logging::plain;
 use crate::root::RootError;
 
 /// Exit codes; a contract.
@@ -66,8 +67,10 @@ impl Trouble {
             Some(report) => write!(to, "{report}"),
             None => {
                 let (red, off) = if colours() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-                writeln!(to, "{red}error{off}: {}", lines(&self.message)).and_then(|()| {
-                    if self.help.is_empty() { Ok(()) } else { writeln!(to, "help: {}", lines(&self.help)) }
+                let told = lines(&format!("error: {}", self.message), width_of_errors());
+                write!(to, "{red}error{off}{}", told.trim_start_matches("error")).and_then(|()| {
+                    let help = lines(&format!("help: {}", self.help), width_of_errors());
+                    if self.help.is_empty() { Ok(()) } else { write!(to, "{help}") }
                 })
             }
         };
@@ -75,9 +78,9 @@ impl Trouble {
     }
 }
 
-/// Our own messages may have lines; nothing else passes.
-fn lines(text: &str) -> String {
-    text.lines().map(plain).collect::<Vec<_>>().join("\n")
+/// Our own messages may have lines; nothing else passes. Broken between words where people read them.
+fn lines(text: &str, width: Option<usize>) -> String {
+    text.lines().map(|line| wrap(line, "", width.unwrap_or(usize::MAX))).collect()
 }
 
 /// Whether stderr is a terminal whose owner wants colours.
@@ -95,6 +98,10 @@ impl From<ClientError> for Trouble {
             ClientError::NoDirector { .. } => {
                 let help = "start one with `gamdok run`, or name its root with `--root DIR`";
                 Trouble::new(exit::NO_DIRECTOR, "no-director", wrong.to_string(), help)
+            }
+            ClientError::Unreachable { .. } => {
+                let help = "it makes its socket again within 10 s: ask again then";
+                Trouble::new(exit::FAILED, "unreachable", wrong.to_string(), help)
             }
             ClientError::Refused { refusal, .. } => {
                 Trouble::new(exit::FAILED, &refusal.code, refusal.message, refusal.help)

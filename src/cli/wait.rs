@@ -101,6 +101,10 @@ fn unseen(source: &Source, client: &Client) -> Result<bool, Trouble> {
     let listed: Vec<Listed> = client.get(&format!("/v1/jobs?state={}&limit=100000", encoded(&states)))?;
     let wanted = Query { states: vec!["ready".to_owned()], ..Query::default() };
     let present = source.directories.waiting(&wanted, HELD_LISTED as usize + 1)?;
+    // Told since the count that was looked at.
+    if listed.iter().any(|row| matches!(row.state.as_str(), "ready" | "arriving")) {
+        return Ok(true);
+    }
     let known = |row: &Listed| listed.iter().any(|it| (&it.folder, &it.name) == (&row.folder, &row.name));
     // In this order: an item moves from the inbox to `claimed/`.
     Ok(!present.iter().all(known) || !source.directories.claimed()?.is_empty())
@@ -175,8 +179,8 @@ fn is_ended(row: &Listed) -> bool {
 
 /// Without a director nothing ends.
 fn director(source: &Source) -> Result<&Client, Trouble> {
-    let root = || source.directories.root().to_owned();
-    source.client.as_ref().ok_or_else(|| ClientError::NoDirector { root: root() }.into())
+    let root = source.directories.root();
+    source.client.as_ref().ok_or_else(|| ClientError::NoDirector { root: root.to_owned() }.into())
 }
 
 /// A director that ends while it is waited for takes no more questions.

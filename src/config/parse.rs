@@ -2,6 +2,7 @@
 //! problem of the file at once. Keys that nothing answers to are refused, never ignored.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::ops::{Range, RangeInclusive};
@@ -40,14 +41,25 @@ pub struct Source {
 
 impl Source {
     pub fn load(&self) -> Result<(Config, Vec<Warning>), ConfigError> {
+        self.load_from(File::open(&self.file), |_| Ok(()))
+    }
+
+    /// Reads what was opened as [`Source::file`]; `accept` may refuse the very text that was read.
+    pub(super) fn load_from(
+        &self,
+        opened: io::Result<File>,
+        accept: impl FnOnce(&str) -> Result<(), ConfigError>,
+    ) -> Result<(Config, Vec<Warning>), ConfigError> {
         let absent = || self.file.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
-        let config = if self.may_be_absent && absent() {
+        let config = if self.may_be_absent && opened.is_err() && absent() {
             let file = absolute(&self.file)?;
             let dir = file.parent().unwrap_or(Path::new("/"));
             let root = self.overrides.root.as_deref().map_or_else(|| Ok(dir.to_owned()), absolute)?;
             Config::builtin(dir, &root)
         } else {
-            Config::read_checked(&self.file, &self.overrides)?
+            let (file, text) = text(&self.file, opened)?;
+            accept(&text)?;
+            Config::check_file(&file, &text, &self.overrides)?
         };
         let config = match &self.command {
             Some((argv, cwd)) => config.with_command(argv, cwd)?,
@@ -65,28 +77,14 @@ impl Config {
     /// Reads and checks a file. The root is `overrides.root`, else the file's `root` relative to the file, else the
     /// file's folder.
     pub fn read(file: &Path, overrides: &Overrides) -> Result<(Config, Vec<Warning>), ConfigError> {
-        let config = Config::read_checked(file, overrides)?;
+        let (file, text) = text(file, File::open(file))?;
+        let config = Config::check_file(&file, &text, overrides)?;
         let warnings = config.warnings();
         Ok((config, warnings))
     }
 
-    fn read_checked(file: &Path, overrides: &Overrides) -> Result<Config, ConfigError> {
-        let file = absolute(file)?;
-        let mut bytes = Vec::new();
-        std::fs::File::open(&file)
-            .and_then(|open| open.take(Config::LARGEST + 1).read_to_end(&mut bytes))
-            .map_err(|error| unreadable(&file, &error))?;
-        if bytes.len() as u64 > Config::LARGEST {
-            let message = format!("`{}` is too large for a configuration (over 4 MiB)", shown(&file));
-            return Err(ConfigError::plain(message, "name the configuration with `--config FILE`"));
-        }
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
-            let message = format!("`{}` isn't UTF-8: line {line} holds other bytes", shown(&file));
-            ConfigError::plain(message, "save the file as UTF-8")
-        })?;
-        let dir = file.parent().unwrap_or(Path::new("/"));
-        check(&text, Some(&file), dir, overrides)
+    fn check_file(file: &Path, text: &str, overrides: &Overrides) -> Result<Config, ConfigError> {
+        check(text, Some(file), file.parent().unwrap_or(Path::new("/")), overrides)
     }
 
     /// Checks a text as if it stood in `file`; relative paths start from `dir`.
@@ -116,6 +114,25 @@ impl Config {
     }
 }
 
+/// The text of what was opened as `file`, and where that lies.
+fn text(file: &Path, opened: io::Result<File>) -> Result<(PathBuf, String), ConfigError> {
+    let file = absolute(file)?;
+    let mut bytes = Vec::new();
+    opened
+        .and_then(|open| open.take(Config::LARGEST + 1).read_to_end(&mut bytes))
+        .map_err(|error| unreadable(&file, &error))?;
+    if bytes.len() as u64 > Config::LARGEST {
+        let message = format!("`{}` is too large for a configuration (over 4 MiB)", shown(&file));
+        return Err(ConfigError::plain(message, "name the configuration with `--config FILE`"));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+        let message = format!("`{}` isn't UTF-8: line {line} holds other bytes", shown(&file));
+        ConfigError::plain(message, "save the file as UTF-8")
+    })?;
+    Ok((file, text))
+}
+
 fn absolute(path: &Path) -> Result<PathBuf, ConfigError> {
     let absolute = std::path::absolute(path).map_err(|error| {
         let message = format!("cannot tell where `{}` lies: {error}", shown(path));
@@ -143,14 +160,15 @@ fn check(text: &str, file: Option<&Path>, dir: &Path, overrides: &Overrides) -> 
     // An editor's byte order mark is no fault of the text.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (document, wrong) = DeTable::parse_recoverable(text);
-    let mut lines = Vec::new();
-    for error in &wrong {
-        let at = error.span().unwrap_or(0..0);
-        let line = text.get(..at.start).map_or(0, |before| before.matches('\n').count());
+    let mut wrong_at: Vec<_> = wrong.iter().map(|error| (error.span().unwrap_or(0..0), error.message())).collect();
+    wrong_at.sort_by_key(|(at, _)| at.start);
+    let mut told_to = None;
+    for (at, message) in wrong_at {
         // What follows on the same line is mostly the first mistake again.
-        if !lines.contains(&line) {
-            lines.push(line);
-            problems.add(syntax(error.message(), visible(text, at)));
+        if told_to.is_none_or(|end| end < at.start) {
+            let rest = text.get(at.start..).unwrap_or_default();
+            told_to = Some(at.start + rest.find('\n').unwrap_or(rest.len()));
+            problems.add(syntax(message, visible(text, at)));
         }
     }
     // Half a text would only be followed by complaints about what is missing.

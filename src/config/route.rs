@@ -1,6 +1,7 @@
 //! `[[route]]` tables -> [`Route`]s, and what can't be true of them, alone or beside each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,18 +21,18 @@ const RESERVED: &[&str] = &["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA
 /// All routes of the document, in its order.
 pub(super) fn all(top: &Table<'_>, dir: &Path, root: &Path) -> Vec<Route> {
     let tables = top.tables("route", called);
-    let mut names: Vec<Spanned<String>> = Vec::new();
+    let mut names: HashMap<String, Range<usize>> = HashMap::new();
     let mut routes = Vec::new();
     for table in &tables {
         let name = name(table);
         if let Some(name) = &name {
-            match names.iter().find(|other| other.get_ref() == name.get_ref()) {
+            match names.get(name.get_ref()) {
                 Some(twin) => {
                     let message = format!("two routes are called `{}`", escape(name.get_ref().as_bytes()));
                     let fault = Fault::new("and again here").help("give each route its own name: jobs are told by it");
-                    table.contradiction(name.span(), (twin.span(), "first here"), message, fault);
+                    table.contradiction(name.span(), (twin.clone(), "first here"), message, fault);
                 }
-                None => names.push(name.clone()),
+                None => drop(names.insert(name.get_ref().clone(), name.span())),
             }
         }
         routes.push(route(table, value(name, String::new()), dir, root));

@@ -1,6 +1,7 @@
 //! What is valid and still unlikely to be meant. Looks at the host (programs, folders), so it is told beside the
 //! configuration and never stops it.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -41,11 +42,12 @@ impl Config {
                 Ok(_) => {}
             }
         }
-        for (place, route) in self.routes.iter().enumerate() {
+        let mut above = Above::default();
+        for route in &self.routes {
             let name = escape(route.name.as_bytes());
             let mut warn = |text: String| warnings.push(format!("route `{name}`: {text}"));
-            if let Some(earlier) = self.routes[..place].iter().find(|earlier| covers(earlier, route)) {
-                let earlier = escape(earlier.name.as_bytes());
+            if let Some(earlier) = above.cover_of(route) {
+                let earlier = escape(self.routes[earlier].name.as_bytes());
                 warn(format!("never matches, since route `{earlier}` above takes all of its items: move it up"));
             }
             if route.ready.settle.is_some_and(|settle| settle.is_zero()) {
@@ -57,6 +59,7 @@ impl Config {
             }
             self.devices_for(route).into_iter().for_each(&mut warn);
             programs(route).into_iter().for_each(&mut warn);
+            above.add(route);
         }
         warnings
     }
@@ -83,13 +86,52 @@ fn unsettled(key: &str) -> String {
     format!("{key} is zero: where open writers can't be seen, half-written items are taken")
 }
 
-/// Whether every item that `later` could take is taken by `earlier`.
-fn covers(earlier: &Route, later: &Route) -> bool {
-    let kind = earlier.kind == RouteKind::Any || earlier.kind == later.kind;
-    let everything = |patterns: &[String]| patterns.is_empty() || patterns.iter().any(|p| p == "*" || p == "**");
-    let names = everything(&earlier.patterns)
-        || !later.patterns.is_empty() && later.patterns.iter().all(|pattern| earlier.patterns.contains(pattern));
-    earlier.folder == later.folder && kind && names
+/// The routes above one, by what they take: each is asked once whether another leaves it nothing, and comparing it with
+/// every one above would make ten thousand routes take many seconds.
+#[derive(Default)]
+struct Above<'a> {
+    count: usize,
+    /// The first that takes every name, by folder and kind.
+    everything: HashMap<(&'a str, RouteKind), usize>,
+    /// All that have a pattern, in their order, by folder, kind and pattern.
+    patterns: HashMap<(&'a str, RouteKind, &'a str), Vec<usize>>,
+}
+
+impl<'a> Above<'a> {
+    fn add(&mut self, route: &'a Route) {
+        if takes_every_name(route) {
+            self.everything.entry((&route.folder, route.kind)).or_insert(self.count);
+        }
+        for pattern in &route.patterns {
+            let places = self.patterns.entry((&route.folder, route.kind, pattern)).or_default();
+            if places.last() != Some(&self.count) {
+                places.push(self.count);
+            }
+        }
+        self.count += 1;
+    }
+
+    /// The first that takes every item that `route` could take.
+    fn cover_of(&self, route: &'a Route) -> Option<usize> {
+        let of_kind = |kind: RouteKind| {
+            let everything = self.everything.get(&(route.folder.as_str(), kind)).copied();
+            everything.into_iter().chain(self.with_patterns_of(route, kind)).min()
+        };
+        [RouteKind::Any, route.kind].into_iter().filter_map(of_kind).min()
+    }
+
+    /// The first of this kind that has all patterns of `route`: one of those that have its rarest one.
+    fn with_patterns_of(&self, route: &'a Route, kind: RouteKind) -> Option<usize> {
+        let with = |pattern: &'a String| self.patterns.get(&(route.folder.as_str(), kind, pattern.as_str()));
+        let lists: Vec<&Vec<usize>> = route.patterns.iter().map(with).collect::<Option<_>>()?;
+        let rarest = lists.iter().min_by_key(|list| list.len())?;
+        let has_all = |place: &&usize| lists.iter().all(|list| list.binary_search(place).is_ok());
+        rarest.iter().find(has_all).copied()
+    }
+}
+
+fn takes_every_name(route: &Route) -> bool {
+    route.patterns.is_empty() || route.patterns.iter().any(|pattern| pattern == "*" || pattern == "**")
 }
 
 /// The folder and the programs that a route's attempts need, as far as they are the same for every item.

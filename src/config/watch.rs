@@ -3,8 +3,8 @@
 //! told once; a file that vanishes or is emptied is an error, never the defaults.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -95,6 +95,9 @@ struct Follower {
     pace: Pace,
 }
 
+/// A file that is written again and again is taken as it was read last; the end of a write is heard of.
+const READS: usize = 5;
+
 /// Whoever held the other end is gone.
 struct Closed;
 
@@ -140,19 +143,37 @@ impl Follower {
         }
     }
 
-    /// What the file says now; nothing when it is none that can be read twice, such as a pipe.
+    /// What the file says now; nothing when it is none that can be read twice, such as a pipe. All is decided by what was
+    /// opened and read: asked of the name beforehand, a file that is swapped or emptied meanwhile would be taken for
+    /// another.
     fn read(&self) -> Option<Result<(Config, Vec<Warning>), ConfigError>> {
-        match std::fs::metadata(&self.source.file) {
-            Ok(meta) if !meta.is_file() && !meta.is_dir() => return None,
-            // Valid as such, and yet more likely a full disk's doing or a save half done than a wish for no routes.
-            Ok(meta) if meta.len() == 0 && !self.current.routes.is_empty() && self.source.command.is_none() => {
-                let message = format!("the configuration `{}` is empty now", shown(&self.source.file));
-                return Some(Err(ConfigError::plain(message, "a full disk or an unfinished save may have emptied it")));
+        let mut last = None;
+        for _ in 0..READS {
+            // A pipe that nobody writes to would keep the thread in a plain `open`.
+            let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&self.source.file);
+            let kind = opened.as_ref().ok().and_then(|open| open.metadata().ok());
+            if kind.as_ref().is_some_and(|meta| !meta.is_file() && !meta.is_dir()) {
+                return None;
             }
-            _ => {}
+            let may_be_absent = self.source.may_be_absent && self.current.file.is_none();
+            let source = Source { may_be_absent, ..self.source.clone() };
+            last = Some(source.load_from(opened, |text| self.accept(text)));
+            // A text is read in pieces: of one that was emptied or written meanwhile, the pieces don't belong together.
+            if kind.map(Stamp::new) == Stamp::of(&self.source.file) {
+                break;
+            }
         }
-        let may_be_absent = self.source.may_be_absent && self.current.file.is_none();
-        Some(Source { may_be_absent, ..self.source.clone() }.load())
+        last
+    }
+
+    /// An empty text is valid as such, and yet more likely a full disk's doing or a save half done than a wish for no
+    /// routes.
+    fn accept(&self, text: &str) -> Result<(), ConfigError> {
+        if !text.is_empty() || self.current.routes.is_empty() || self.source.command.is_some() {
+            return Ok(());
+        }
+        let message = format!("the configuration `{}` is empty now", shown(&self.source.file));
+        Err(ConfigError::plain(message, "a full disk or an unfinished save may have emptied it"))
     }
 
     /// Returns when the file may have changed.
@@ -216,13 +237,17 @@ struct Stamp {
 
 impl Stamp {
     fn of(file: &Path) -> Option<Stamp> {
-        std::fs::metadata(file).ok().map(|meta| Stamp {
+        std::fs::metadata(file).ok().map(Stamp::new)
+    }
+
+    fn new(meta: Metadata) -> Stamp {
+        Stamp {
             dev: meta.dev(),
             ino: meta.ino(),
             size: meta.size(),
             mtime: (meta.mtime(), meta.mtime_nsec()),
             ctime: (meta.ctime(), meta.ctime_nsec()),
-        })
+        }
     }
 }
 
@@ -322,9 +347,10 @@ mod tests {
         let (current, _) = source(&file, true).load().expect("the first text");
         let far = Duration::from_secs(3600);
         let soon = Duration::from_millis(5);
-        // With events nothing else may tell, and without them nothing but the clock.
-        let (check, poll) = if events { (far, far) } else { (soon, soon) };
-        let pace = Pace { quiet: soon, check, poll, events, ..Pace::default() };
+        // While events come nothing else may tell. Without them (here by choice, and where the host's inotify instances
+        // are used up by others) nothing but the clock does.
+        let check = if events { far } else { soon };
+        let pace = Pace { quiet: soon, check, poll: soon, events, ..Pace::default() };
         let watcher = start_at(source(&file, true), &current, pace).expect("a thread");
         Followed { folder, file, watcher }
     }

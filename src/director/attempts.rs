@@ -9,9 +9,10 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::{Director, Running};
+use crate::config::Route;
 use crate::devices::{DeviceId, DeviceKind, ProcessKind, Reading, pin, prober};
 use crate::fault::{self, Next};
-use crate::item::{JobId, JobRecord, Outcome, Stage, Step, StopWhy};
+use crate::item::{Attempt, JobId, JobRecord, Outcome, Stage, Step, StopWhy};
 use crate::ledger;
 use crate::spool;
 use crate::state::{Progress, ResidentId, State, looked_at};
@@ -53,6 +54,29 @@ impl Director {
             None => self.launch(id),
             Some(record) => self.to_spool(spool::Task::Prepare { record }),
         }
+    }
+
+    /// The next attempt of a leased job: its record, when it has to be written down first.
+    pub(super) fn plan_attempt(&mut self, id: JobId) -> Option<Arc<JobRecord>> {
+        let Stage::Preparing { n, on, .. } = self.state.job(id)?.stage.clone() else { return None };
+        let (record, durable) = self.note_attempt(id, n, on)?;
+        (!durable).then_some(record)
+    }
+
+    /// Notes attempt `n` of a job with its devices; and whether it is on disk already, since the claim or since a preparation
+    /// that came to nothing.
+    pub(super) fn note_attempt(&mut self, id: JobId, n: u32, on: Vec<DeviceId>) -> Option<(Arc<JobRecord>, bool)> {
+        let mut durable = false;
+        let record = self.state.rewrite(id, |record| {
+            match record.attempts.last_mut().filter(|last| last.n == n && last.ended_at.is_none()) {
+                Some(planned) => {
+                    durable = true;
+                    planned.devices = on;
+                }
+                None => record.attempts.push(Attempt { devices: on, ..Attempt::planned(n) }),
+            }
+        })?;
+        Some((record, durable))
     }
 
     /// The devices' host-wide locks: held while these descriptors, and the worker's copies, are open.
@@ -97,24 +121,9 @@ impl Director {
     pub(super) fn words_for(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> (worker::Expanded, Vec<usize>) {
         let route = &record.route;
         let dir = self.root.claimed().join(record.dir().as_str());
-        let readings: Vec<&Reading> =
-            on.iter().filter_map(|id| self.snapshot.devices.iter().find(|reading| reading.id == *id)).collect();
-        let visible = route.visible.unwrap_or(self.config.devices.visible);
-        let pinned = pin::pin(&readings, visible);
-        let facts = worker::Facts {
-            id: record.id,
-            attempt: n,
-            name: record.item_name(),
-            dir,
-            on: worker::DeviceWords {
-                device: pinned.device,
-                id: pinned.device_id,
-                gpu: pinned.indexes,
-                gpus: pinned.gpus,
-            },
-            pinning: pinned.env.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
-        };
-        let cpus = if self.config.devices.affinity { self.cores.near(&readings) } else { Vec::new() };
+        let name = record.item_name();
+        let (on, pinning, cpus) = self.confine(route, on);
+        let facts = worker::Facts { id: record.id, attempt: n, name, dir, on, pinning };
         (worker::expand(route, &facts, std::env::vars_os()), cpus)
     }
 
@@ -147,6 +156,33 @@ impl Director {
                 tag: format!("{:?}", (&route.command, &route.env, &route.cwd, split.level)),
             }),
         }
+    }
+
+    /// What confines a route's process to these devices: how it is told them, its variables, and the cores near them.
+    pub(super) fn confine(
+        &mut self,
+        route: &Route,
+        on: &[DeviceId],
+    ) -> (worker::DeviceWords, Vec<(String, String)>, Vec<usize>) {
+        let readings: Vec<&Reading> =
+            on.iter().filter_map(|id| self.snapshot.devices.iter().find(|reading| reading.id == *id)).collect();
+        let pin::Pin { device, device_id: id, indexes: gpu, gpus, env } =
+            pin::pin(&readings, route.visible.unwrap_or(self.config.devices.visible));
+        let pinning = env.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let cpus = if self.config.devices.affinity { self.cores.near(&readings) } else { Vec::new() };
+        (worker::DeviceWords { device, id, gpu, gpus }, pinning, cpus)
+    }
+
+    /// Has the GPUs among these looked at: our own worker has just left them.
+    pub(super) fn look_again_at(&mut self, on: &[DeviceId]) {
+        let gpus: Vec<DeviceId> = on.iter().filter(|device| **device != DeviceId::cpu()).cloned().collect();
+        if gpus.is_empty() {
+            return;
+        }
+        for device in &gpus {
+            self.state.device_mut(device).asked_at = Some(self.state.now);
+        }
+        self.to_prober(prober::Ask::Check(gpus));
     }
 
     /// Asks a running attempt to end; its report says how it did.
@@ -183,7 +219,7 @@ impl Director {
             worker::Event::Progress { job, fraction, message, .. } => {
                 self.state.set_progress(job, Progress { fraction, message });
             }
-            worker::Event::Count { name, by, .. } => *self.counters.entry(name).or_default() += by,
+            worker::Event::Count { job, name, by, .. } => self.on_count(job, &name, by),
             worker::Event::Ahead { job, ahead, .. } => self.state.set_ahead(job, ahead),
             worker::Event::SlotGone { job, no, .. } => self.on_slot_gone(job, no),
             worker::Event::Ended(report) => self.on_ended(*report),
@@ -264,7 +300,7 @@ impl Director {
         let touched = job_devices(&self.state, id);
         let peak = running.as_ref().and_then(|running| running.peak_memory);
         let energy = running.as_ref().and_then(|running| self.energy_spent(running, &on, touched));
-        let (exit_code, signal) = codes(&report.end);
+        let (exit_code, signal) = report.end.codes();
         let record = self.state.rewrite(id, |record| {
             let Some(last) = record.attempts.last_mut() else { return };
             last.pid = report.pid;
@@ -311,7 +347,7 @@ impl Director {
         self.held_locks.remove(&id);
         let slots: Vec<(JobId, u32)> = self.slot_locks.range((id, 0)..=(id, u32::MAX)).map(|(key, _)| *key).collect();
         slots.iter().for_each(|slot| drop(self.slot_locks.remove(slot)));
-        self.look_at_left(left);
+        self.look_again_at(&left);
     }
 
     /// What a resident was handed when its thread had already looked for the last time: its last word is heard, and of
@@ -440,13 +476,4 @@ fn job_devices(state: &State, id: JobId) -> usize {
 pub(super) fn words(devices: &[DeviceId]) -> String {
     let ids: Vec<&str> = devices.iter().map(|device| device.0.as_str()).collect();
     ids.join(",")
-}
-
-fn codes(end: &End) -> (Option<i32>, Option<i32>) {
-    match end {
-        End::Exited(code) => (Some(*code), None),
-        End::Signalled(signal) => (None, Some(*signal)),
-        End::TimedOut { exit_code, signal } | End::Stopped { exit_code, signal, .. } => (*exit_code, *signal),
-        _ => (None, None),
-    }
 }

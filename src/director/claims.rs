@@ -33,7 +33,12 @@ impl Director {
                     self.state.take_offer(key);
                 }
             }
-            Notice::Counts(counts) => self.counts = counts,
+            Notice::Counts(counts) => {
+                let news = (counts.taken.saturating_sub(self.heard) as usize).min(self.unheard.len());
+                self.unheard.drain(..news);
+                self.heard = counts.taken;
+                self.counts = counts;
+            }
             Notice::Health(checks) => {
                 for check in checks {
                     self.set_health(check);
@@ -79,9 +84,15 @@ impl Director {
             spool::Answer::Prepared { id } => self.on_prepared(id),
             spool::Answer::Finished { record, result, dir } => {
                 self.step(record.id, Step::Filed);
+                self.filed += 1;
+                let counters = result.counters.clone();
+                let number = self.filed(record, *result, dir);
+                self.note_ended(number, &counters);
+            }
+            // Its counters come with the ledger's sums, whoever tells the ledger first: this, or the directories.
+            spool::Answer::Filed { record, result, dir } => {
                 self.filed(record, *result, dir);
             }
-            spool::Answer::Filed { record, result, dir } => self.filed(record, *result, dir),
             spool::Answer::Saved { id } => debug!(job = %id, "saved"),
             spool::Answer::TakenUp(job) => {
                 info!(job = %job.dir, "taken up after all");
@@ -90,28 +101,30 @@ impl Director {
             spool::Answer::Left(jobs) => self.summary.left = jobs,
             spool::Answer::Revived { id, outcome } => self.on_revived(id, outcome),
             // What changed the count without an outcome changed what the ledger is an index of.
-            spool::Answer::Counted => self.to_ledger(ledger::Entry::Reconcile),
+            spool::Answer::Counted => {
+                self.to_ledger(ledger::Entry::Reconcile);
+            }
             spool::Answer::Cordons(outcome) => self.on_cordons(outcome),
             spool::Answer::Health(check) => self.on_spool_health(check),
         }
     }
 
-    /// An item has its outcome, in its place.
-    fn filed(&mut self, record: Arc<JobRecord>, result: ResultRecord, dir: PathBuf) {
+    /// An item has its outcome, in its place. Answers the number of the entry that tells the ledger.
+    fn filed(&mut self, record: Arc<JobRecord>, result: ResultRecord, dir: PathBuf) -> u64 {
         match result.outcome {
             Outcome::Done => self.summary.done += 1,
             Outcome::Failed => self.summary.failed += 1,
             Outcome::Cancelled => self.summary.cancelled += 1,
         }
         let reason = result.reason.map(Reason::as_str);
-        let why = result.message.as_deref().map(|text| crate::item::escape(text.as_bytes()));
+        let why = result.message.as_deref().map(crate::item::shown);
         match result.outcome {
             Outcome::Done => info!(job = %record.dir(), attempts = result.attempts.len(), "done"),
             _ => {
                 warn!(job = %record.dir(), reason, why, attempts = result.attempts.len(), "{}", result.outcome.as_str())
             }
         }
-        self.to_ledger(ledger::Entry::Ended { record, result: Arc::new(result), dir });
+        self.to_ledger(ledger::Entry::Ended { record, result: Arc::new(result), dir })
     }
 
     fn on_spool_health(&mut self, check: Check) {
@@ -175,8 +188,8 @@ impl Director {
         }
     }
 
-    /// Takes in a job that lies in `claimed/` already.
-    pub(super) fn adopt(&mut self, claimed: ClaimedJob) {
+    /// Takes in a job that lies in `claimed/` already. Answers the number of the entry that tells the ledger.
+    pub(super) fn adopt(&mut self, claimed: ClaimedJob) -> u64 {
         let record = claimed.record;
         let next = match record.attempts.last() {
             // Made durable, never started: the same attempt.
@@ -185,7 +198,7 @@ impl Director {
             None => 1,
         };
         let id = record.id;
-        self.to_ledger(ledger::Entry::Claimed {
+        let number = self.to_ledger(ledger::Entry::Claimed {
             record: record.clone(),
             dir: self.root.claimed().join(claimed.dir.as_str()),
         });
@@ -199,6 +212,7 @@ impl Director {
         if cancelled {
             self.commit(id, cancelled_ending());
         }
+        number
     }
 
     /// Hands a job's ending to the spool.
@@ -260,5 +274,6 @@ fn provisional(id: JobId, candidate: &Candidate, cancelled: bool) -> JobRecord {
         cancelled,
         revived_after: 0,
         batch_limit: None,
+        counters: Default::default(),
     }
 }

@@ -4,6 +4,7 @@
 
 mod attempts;
 mod claims;
+mod counting;
 mod publish;
 mod requests;
 mod residents;
@@ -62,6 +63,8 @@ enum Event {
     Configured(Result<(Config, Vec<config::Warning>), config::ConfigError>),
     Inbox(inbox::Notice),
     Ledger(Check),
+    /// The ledger has other sums of counters.
+    Recounted,
     /// A part's thread is no more, and its channel closed.
     Gone(Part),
     /// A moment that the director waits for has come.
@@ -126,13 +129,18 @@ struct Director {
     attended: (Vec<DeviceId>, bool),
     /// Answers owed to the scanner, sent together.
     taken: Vec<inbox::CandidateKey>,
+    /// What was taken and is counted as ready still, until the scanner has heard of it; and how many came before these.
+    unheard: VecDeque<inbox::CandidateKey>,
+    heard: u64,
+    /// Finishes that the spool has answered.
+    filed: u64,
     /// Claims that end as cancelled, and jobs to cancel once their claim is there.
     cancelling: HashSet<JobId>,
     retries: Vec<requests::PendingRetry>,
     claims_resume: Option<Moment>,
     signals: u32,
     summary: Summary,
-    counters: BTreeMap<String, f64>,
+    counting: counting::Counting,
     dirty: bool,
     published_at: Moment,
     number: u64,
@@ -208,6 +216,7 @@ impl Director {
             recv(self.inspected) -> it => it.map_or(Event::Due, Event::Inspected),
             recv(self.configured.changes) -> it => it.map_or(Event::Gone(Part::Configuration), Event::Configured),
             recv(self.ledger.health) -> it => it.map_or(Event::Gone(Part::Ledger), Event::Ledger),
+            recv(self.ledger.recounted) -> it => it.map_or(Event::Gone(Part::Ledger), |()| Event::Recounted),
             recv(timer) -> _ => Event::Due,
             recv(self.scanner.notices) -> it => it.map_or(Event::Gone(Part::Scanner), Event::Inbox),
         }
@@ -240,7 +249,8 @@ impl Director {
             Event::Configured(outcome) => self.on_configured(outcome),
             Event::Inbox(notice) => self.on_inbox(notice),
             Event::Ledger(check) => self.set_health(check),
-            Event::Due => {}
+            // What is published next has them.
+            Event::Recounted | Event::Due => {}
         }
     }
 
@@ -268,6 +278,7 @@ impl Director {
             }
             Part::Ledger => {
                 self.ledger.health = never();
+                self.ledger.recounted = never();
                 self.set_health(failed(What::Ledger, "the ledger's thread"));
             }
             Part::Scanner => {
@@ -431,6 +442,7 @@ impl Director {
             self.keep_history();
         }
         self.to_prober(prober::Ask::Reconfigure(Arc::new(self.state.rules.clone())));
+        start::make_folders(&self.root, &self.config);
         // Everything unclaimed is judged by the new routes: the scanner offers it again.
         self.state.take_offers();
         self.to_scanner(inbox::Answer::Reconfigure {
@@ -451,7 +463,7 @@ impl Director {
             return;
         }
         self.dirty = true;
-        let (what, why) = (check.what.as_str(), crate::item::escape(check.message.as_bytes()));
+        let (what, why) = (check.what.as_str(), crate::item::shown(&check.message));
         match check.state {
             Condition::Ok if before.is_some_and(|it| it.state != Condition::Ok) => info!(what, "well again"),
             Condition::Ok => {}
@@ -557,13 +569,15 @@ impl Director {
         let _ = self.scanner.answers.send(answer);
     }
 
-    fn to_ledger(&self, entry: ledger::Entry) {
-        self.ledger.entries.send(entry);
+    /// Answers the entry's number.
+    fn to_ledger(&self, entry: ledger::Entry) -> u64 {
+        self.ledger.entries.send(entry)
     }
 
     fn answer_scanner(&mut self) {
         if !self.taken.is_empty() {
             let taken = std::mem::take(&mut self.taken);
+            self.unheard.extend(taken.iter().cloned());
             self.to_scanner(inbox::Answer::Taken(taken));
         }
     }

@@ -1,11 +1,13 @@
 //! The published view: a numbered copy of the state for everyone who reads. Nobody else ever sees the state itself.
 
 use super::{Director, PUBLISH_EVERY, PUBLISH_LARGE_EVERY};
-use crate::api::view::{Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, RunningView, Status, View};
-use crate::inbox::ItemInfo;
-use crate::item::Stage;
+use crate::api::view::{
+    Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, ResidentView, RunningView, Status, View,
+};
+use crate::inbox::{CandidateKey, ItemInfo};
+use crate::item::{Counters, Stage};
 use crate::plan;
-use crate::state::{Job, Phase};
+use crate::state::{Job, Phase, Resident, ResidentId, Warmth};
 use crate::units::Moment;
 
 /// More live rows than this aren't published: a reader of so many asks the ledger.
@@ -32,12 +34,15 @@ impl Director {
         self.dirty = false;
         self.published_at = self.state.now;
         self.number += 1;
-        self.board.publish(View { number: self.number, status: self.status(), live: self.live() });
+        let counters = self.counters();
+        self.board.publish(View { number: self.number, status: self.status(counters), live: self.live() });
     }
 
-    fn status(&self) -> Status {
+    fn status(&self, counters: Counters) -> Status {
         let stages = self.state.stages();
-        let tally = self.spool.tally.read();
+        let (tally, filed) = self.spool.tally.read_with_filed();
+        // Moved already, and counted there.
+        let moved = filed.saturating_sub(self.filed);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: Some(std::process::id()),
@@ -51,11 +56,11 @@ impl Director {
             uptime_s: Some((self.state.now.0.as_secs_f64() * 1000.0).round() / 1000.0),
             counts: Counts {
                 arriving: self.counts.arriving,
-                ready: self.counts.ready,
+                ready: self.counts.ready.saturating_sub(self.on_their_way().count() as u64),
                 held: self.counts.held_total,
                 claimed: stages.claimed,
                 // A result that isn't durable yet: its item hasn't ended.
-                running: stages.running + stages.committing,
+                running: stages.running + stages.committing.saturating_sub(moved),
                 retrying: stages.retrying,
                 done: tally.done,
                 failed: tally.failed,
@@ -64,15 +69,46 @@ impl Director {
             },
             devices: self.snapshot.devices.iter().map(|it| DeviceView::new(&self.state, it, &self.snapshot)).collect(),
             running: self.state.jobs().filter(|job| !job.stage.leased().is_empty()).map(running_view).collect(),
+            residents: self.state.residents().map(|(id, it)| self.resident_view(id, it)).collect(),
             held: self.held(),
             health: self.health.values().cloned().collect(),
+            counters,
         }
+    }
+
+    fn resident_view(&self, id: ResidentId, resident: &Resident) -> ResidentView {
+        let state = match resident.warmth {
+            Warmth::Starting => "starting",
+            Warmth::Ready { .. } if resident.jobs.is_empty() => "idle",
+            Warmth::Ready { .. } => "busy",
+            Warmth::Retiring => "retiring",
+        };
+        let jobs = resident.jobs.iter().filter_map(|(job, _)| self.state.job(*job));
+        ResidentView {
+            id: id.to_string(),
+            route: resident.route.name.clone(),
+            devices: resident.on.iter().map(|device| device.0.clone()).collect(),
+            state: state.to_owned(),
+            pid: resident.pid,
+            served: resident.served,
+            jobs: jobs.map(|job| job.record.dir().to_string()).collect(),
+        }
+    }
+
+    /// Items that the scanner counts as ready and that are jobs already, or about to be: each counts once.
+    fn on_their_way(&self) -> impl Iterator<Item = CandidateKey> {
+        let claiming = self.state.jobs().filter(|job| matches!(job.stage, Stage::Claiming));
+        let keys = claiming.map(|job| {
+            let record = &job.record;
+            CandidateKey { folder: record.folder.clone(), name: record.item_name() }
+        });
+        keys.chain(self.taken.iter().cloned()).chain(self.unheard.iter().cloned())
     }
 
     fn held(&self) -> Vec<HeldView> {
         let shown = |it: &crate::inbox::HeldItem| HeldView {
             name: it.key.name.escaped(),
-            reason: crate::item::escape(it.reason.as_bytes()),
+            reason: crate::item::shown(&it.reason),
             since: it.since,
         };
         self.counts.held.iter().map(shown).collect()
@@ -83,12 +119,12 @@ impl Director {
         let mut rows: Vec<Listed> = self.state.jobs().take(LIVE).map(|job| self.job_row(job)).collect();
         for it in &self.counts.held {
             rows.push(Listed {
-                reason: Some(crate::item::escape(it.reason.as_bytes())),
+                reason: Some(crate::item::shown(&it.reason)),
                 ..inbox_row("held", &it.key, None, it.route.clone())
             });
         }
-        let offered: std::collections::HashSet<_> =
-            self.state.offers().flat_map(|(_, line)| line).map(|it| &it.key).collect();
+        let offers = self.state.offers().flat_map(|(_, line)| line).map(|it| it.key.clone());
+        let told: std::collections::HashSet<CandidateKey> = offers.chain(self.on_their_way()).collect();
         for (route, line) in self.state.offers() {
             for candidate in line {
                 let reason = plan::why_offer_waits(&self.state, &self.snapshot, candidate);
@@ -98,7 +134,7 @@ impl Director {
         }
         let info =
             |state: &'static str| move |it: &ItemInfo| inbox_row(state, &it.key, it.arrived_at, it.route.clone());
-        rows.extend(self.counts.ready_names.iter().filter(|it| !offered.contains(&it.key)).map(info("ready")));
+        rows.extend(self.counts.ready_names.iter().filter(|it| !told.contains(&it.key)).map(info("ready")));
         rows.extend(self.counts.arriving_names.iter().map(info("arriving")));
         rows.extend(self.counts.ignored_names.iter().map(info("ignored")));
         rows.truncate(LIVE);

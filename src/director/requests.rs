@@ -240,7 +240,9 @@ impl Director {
             Ok(claimed) => {
                 info!(job = %claimed.dir, "to be tried again");
                 let dir = claimed.dir.to_string();
-                self.adopt(*claimed);
+                let counters = claimed.record.counters.clone();
+                let number = self.adopt(*claimed);
+                self.note_revived(number, &counters);
                 Ok(dir)
             }
             Err(why) => Err(json!({ "id": id, "message": why })),

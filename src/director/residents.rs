@@ -7,8 +7,8 @@ use tracing::{debug, info, warn};
 
 use super::attempts::{Holder, words};
 use super::{Director, Running};
-use crate::devices::{Cordon, CordonBy, DeviceId, Reading, pin, prober};
-use crate::item::{Attempt, ItemName, JobDir, JobId, Stage, Step, StopWhy};
+use crate::devices::{Cordon, CordonBy, DeviceId};
+use crate::item::{ItemName, JobDir, JobId, Stage, Step, StopWhy};
 use crate::spool;
 use crate::state::{Resident, ResidentId, Warmth};
 use crate::worker::{self, End, News, ResidentLaunch};
@@ -30,30 +30,22 @@ impl Director {
             Err((device, by)) => return self.locked_by_another(device, by),
         };
         let id = self.new_id();
-        let readings: Vec<&Reading> =
-            on.iter().filter_map(|id| self.snapshot.devices.iter().find(|reading| reading.id == *id)).collect();
-        let pinned = pin::pin(&readings, route.visible.unwrap_or(self.config.devices.visible));
         let name = JobDir::new(&ItemName::new(route.name.as_str()), id);
-        let dir = worker::residents_dir(&self.root.state()).join(name.as_str());
+        let dir = self.root.residents().join(name.as_str());
         let on_gpus = on.iter().filter(|device| **device != DeviceId::cpu());
         let devices = on_gpus.map(|device| device.0.clone()).collect();
+        let (told, pinning, cpus) = self.confine(&route, &on);
         let facts = worker::Facts {
             id,
             attempt: 0,
             // It has no item: the placeholders of one are refused in its route.
             name: ItemName::new(""),
             dir: dir.clone(),
-            on: worker::DeviceWords {
-                device: pinned.device,
-                id: pinned.device_id,
-                gpu: pinned.indexes,
-                gpus: pinned.gpus,
-            },
-            pinning: pinned.env.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            on: told,
+            pinning,
         };
         let worker::Expanded { argv, mut env, cwd } = worker::expand(&route, &facts, std::env::vars_os());
         env.retain(|(key, _)| !worker::OF_ONE_ITEM.iter().any(|word| key == word));
-        let cpus = if self.config.devices.affinity { self.cores.near(&readings) } else { Vec::new() };
         let launch = ResidentLaunch {
             id,
             argv,
@@ -152,23 +144,6 @@ impl Director {
         }
     }
 
-    /// The next attempt of a leased job: its record, when it has to be written down first.
-    pub(super) fn plan_attempt(&mut self, id: JobId) -> Option<std::sync::Arc<crate::item::JobRecord>> {
-        let Stage::Preparing { n, on, .. } = self.state.job(id)?.stage.clone() else { return None };
-        let mut durable = false;
-        let record = self.state.rewrite(id, |record| {
-            match record.attempts.last_mut().filter(|last| last.n == n && last.ended_at.is_none()) {
-                // On disk since the claim, or since a preparation that came to nothing.
-                Some(planned) => {
-                    durable = true;
-                    planned.devices = on;
-                }
-                None => record.attempts.push(Attempt { devices: on, ..Attempt::planned(n) }),
-            }
-        })?;
-        (!durable).then_some(record)
-    }
-
     pub(super) fn retire(&mut self, id: ResidentId) {
         self.state.resident_retires(id);
         if let Some(handle) = self.residents.get(&id) {
@@ -204,13 +179,7 @@ impl Director {
             }
             (_, end) => warn!(resident = %id, route = resident.route.name, served, ?end, "a resident worker has ended"),
         }
-        let gpus: Vec<DeviceId> = resident.on.iter().filter(|device| **device != DeviceId::cpu()).cloned().collect();
-        if !gpus.is_empty() {
-            for device in &gpus {
-                self.state.device_mut(device).asked_at = Some(self.state.now);
-            }
-            self.to_prober(prober::Ask::Check(gpus));
-        }
+        self.look_again_at(&resident.on);
         let wanted = !matches!(end, End::Stopped { .. });
         if let Some(report) = failed_start.filter(|_| wanted) {
             self.blame(&resident, *report);
@@ -222,14 +191,7 @@ impl Director {
         let Some(job) = self.state.waiting().find(|job| resident.serves(job.route())) else { return };
         let (id, Stage::Claimed { next: n, .. }) = (job.record.id, job.stage.clone()) else { return };
         (report.job, report.attempt) = (id, n);
-        let on = resident.on.clone();
-        self.state.rewrite(id, |record| {
-            let planned = record.attempts.last_mut().filter(|last| last.n == n && last.ended_at.is_none());
-            match planned {
-                Some(planned) => planned.devices.clone_from(&on),
-                None => record.attempts.push(Attempt { devices: on.clone(), ..Attempt::planned(n) }),
-            }
-        });
-        self.judge_on(report, on);
+        self.note_attempt(id, n, resident.on.clone());
+        self.judge_on(report, resident.on.clone());
     }
 }

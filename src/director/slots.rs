@@ -4,7 +4,7 @@ use tracing::{debug, warn};
 
 use super::Director;
 use super::attempts::{Holder, words};
-use crate::devices::{DeviceId, prober};
+use crate::devices::DeviceId;
 use crate::item::{JobId, Stage};
 use crate::worker;
 
@@ -48,18 +48,6 @@ impl Director {
             return;
         };
         debug!(job = %id, slot = no, devices = words(&on), "a further slot has left");
-        self.look_at_left(on);
-    }
-
-    /// Has GPUs looked at that one of ours has just left.
-    pub(super) fn look_at_left(&mut self, on: impl IntoIterator<Item = DeviceId>) {
-        let gpus: Vec<DeviceId> = on.into_iter().filter(|device| *device != DeviceId::cpu()).collect();
-        if gpus.is_empty() {
-            return;
-        }
-        for device in &gpus {
-            self.state.device_mut(device).asked_at = Some(self.state.now);
-        }
-        self.to_prober(prober::Ask::Check(gpus));
+        self.look_again_at(&on);
     }
 }

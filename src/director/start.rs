@@ -37,6 +37,13 @@ pub struct Options {
     pub stops: crossbeam_channel::Receiver<()>,
 }
 
+/// Makes the intake folders of the routes; what can't be made is told by the scanner as long as it is missing.
+pub(super) fn make_folders(root: &Root, config: &Config) {
+    let (made, failed) = root.make_folders(config.routes.iter().map(|route| route.folder.as_str()));
+    made.iter().for_each(|folder| info!(folder, "made a missing intake folder"));
+    failed.iter().for_each(|error| warn!("{error}"));
+}
+
 /// Why a director couldn't run at all.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -79,6 +86,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     let root = Arc::new(Root::open(&config.root)?);
     let _guard = root.lock()?;
     root.ensure_dirs()?;
+    make_folders(&root, &config);
     root.probe()?;
 
     let clock = Clock::start();
@@ -141,12 +149,15 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         ids: ulid::Generator::new(),
         attended: (Vec::new(), false),
         taken: Vec::new(),
+        unheard: VecDeque::new(),
+        heard: 0,
+        filed: 0,
         cancelling: HashSet::new(),
         retries: Vec::new(),
         claims_resume: None,
         signals: 0,
         summary: Summary::default(),
-        counters: BTreeMap::new(),
+        counting: Default::default(),
         dirty: true,
         published_at: Moment::default(),
         number: 0,
@@ -254,8 +265,10 @@ fn first_view(root: &Root, mode: HostMode) -> View {
             counts: Counts::default(),
             devices: Vec::new(),
             running: Vec::new(),
+            residents: Vec::new(),
             held: Vec::new(),
             health: Vec::new(),
+            counters: Default::default(),
         },
         live: Vec::new(),
     }

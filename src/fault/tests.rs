@@ -56,6 +56,9 @@ fn told(words: &str) -> (Report, bool) {
             "stopped-lost" => told.end = stopped(StopWhy::DeviceLost),
             "no-program" => told.end = End::NotStarted { error: "no such file".to_owned(), host: false },
             "no-process" => told.end = End::NotStarted { error: "out of processes".to_owned(), host: true },
+            "beside" => told.beside = number() as u32,
+            "not-begun" => told.end = End::NotBegun,
+            "not-ready" => told.end = End::NotReady { within: Duration::from_secs(300) },
             "changed" => told.end = End::ItemChanged,
             "gone" => told.end = End::ItemMissing,
             "protocol" => told.end = End::Protocol("not JSON".to_owned()),
@@ -138,13 +141,26 @@ fn a_retry_by_hand_gives_all_tries_again() {
 }
 
 #[test]
+fn a_batch_that_fails_as_a_whole_blames_nobody_until_one_stands_alone() {
+    check("", "signal11 beside15", "none uncounted; again in batches of 8");
+    check("exit@gpu0", "exit1 beside2", "none uncounted; again in batches of 2");
+    check("", "timeout beside1", "none uncounted; again in batches of 1");
+    check("", "signal11 beside0", "signal counted, against device; retry in 5s");
+    check("", "signal11 beside3 lost", "device-lost uncounted, against device; retry in 0s elsewhere");
+    check("", "cancelled beside3", "cancelled uncounted; cancelled cancelled: cancelled during attempt 1");
+    check("", "shutdown beside3", "none uncounted; requeue");
+    check("exit@gpu0", "not-begun", "none uncounted; as if never handed over");
+    check("", "not-ready", "timeout counted, against device; retry in 5s");
+}
+
+#[test]
 fn success_is_exit_0_with_all_outputs_and_nothing_said_against_it() {
     check("", "exit0", "none counted; done");
     check("", "exit0 done", "none counted; done");
     check("", "exit0 lost", "none counted; done");
     check("", "exit0 oom", "none counted; done");
     check("", "exit0 missing", "missing-output counted; retry in 5s");
-    check("", "exit0 failed", "reported counted, against device; retry in 5s");
+    check("", "exit0 failed", "reported counted; retry in 5s");
     check("", "exit3 done", "exit counted, against device; retry in 5s");
     let Next::Finish(ending) = assessed("", "exit0 done", 2).next else { panic!("it is done") };
     assert_eq!(ending.result.map(|result| result.get().to_owned()).as_deref(), Some("{\"a\":1}"));
@@ -180,13 +196,9 @@ fn the_items_own_failures_are_counted_and_bounded() {
     check(
         "exit exit",
         "protocol",
-        "protocol counted, against device; failed protocol: broke the protocol of fd 3: not JSON after attempt 3 of 3",
+        "protocol counted; failed protocol: broke the protocol of fd 3: not JSON after attempt 3 of 3",
     );
-    check(
-        "exit exit",
-        "exit0 failed",
-        "reported counted, against device; failed reported: bad\\u{1b}header after attempt 3 of 3",
-    );
+    check("exit exit", "exit0 failed", "reported counted; failed reported: bad\\u{1b}header after attempt 3 of 3");
     check(
         "exit exit",
         "exit3 failed",

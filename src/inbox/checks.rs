@@ -21,6 +21,7 @@ use super::ready::{Need, Verdict};
 use super::signature::{Limits, Tree, WalkError, walk};
 use crate::config::template::{Placeholder, fill};
 use crate::item::{ItemKind, Signature};
+use crate::sys::files;
 
 /// At once; they read disks and hold cores that workers want.
 const AT_ONCE: usize = 2;
@@ -178,6 +179,7 @@ fn validate(argv: &[OsString], cwd: &Path, stop: &AtomicBool) -> Verdict {
         Ok(child) => child,
         Err(error) => return Verdict::NotYet(format!("its validator `{shown}` can't be started: {error}")),
     };
+    files::restore_limit(Pid::from_child(&child));
     let in_time = await_end(&child, stop);
     if !in_time {
         // The group, since a validator may be a script; it can't be reaped before the wait below.

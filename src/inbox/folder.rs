@@ -68,6 +68,8 @@ pub(super) enum State {
     },
     Offered {
         route: usize,
+        /// Since when it was held before: a refusal that comes again is the same one.
+        held_since: Option<Timestamp>,
     },
     Held(Box<Held>),
     /// A marker or a manifest without its item, since then.
@@ -243,19 +245,28 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    pub(super) fn new(name: &str, inbox: &Path, routes: &[Arc<Route>], folders: &BTreeSet<String>) -> Folder {
+    /// Of the routes that name it, among all `folders`; a line keeps so many names.
+    pub(super) fn new(
+        name: &str,
+        inbox: &Path,
+        routes: &[Arc<Route>],
+        folders: &BTreeSet<String>,
+        kept: usize,
+    ) -> Folder {
+        let above = if name.is_empty() { String::new() } else { format!("{name}/") };
         let inner = |other: &String| {
-            let rest = if name.is_empty() { Some(other.as_str()) } else { other.strip_prefix(name)?.strip_prefix('/') };
-            rest?.split('/').next().filter(|first| !first.is_empty()).map(OsString::from)
+            let first = other.strip_prefix(&above)?.split('/').next();
+            first.filter(|first| !first.is_empty()).map(OsString::from)
         };
+        let below = folders.range(above.clone()..).take_while(|other| other.starts_with(&above));
         let router = Router::new(name, routes);
         Folder {
             path: if name.is_empty() { inbox.to_owned() } else { inbox.join(name) },
             name: name.to_owned(),
-            reserved: folders.iter().filter_map(inner).collect(),
+            reserved: below.filter_map(inner).collect(),
             place: None,
             watched: false,
-            lines: (0..router.len()).map(|_| Line::new(routes.len())).collect(),
+            lines: (0..router.len()).map(|_| Line::new(kept)).collect(),
             router,
             census: Census::default(),
             read_whole: false,
@@ -274,7 +285,7 @@ impl Folder {
     /// Puts a name in its state; the one before is returned.
     pub(super) fn put(&mut self, name: &OsStr, state: State, shape: Shape, due: Option<Moment>) -> Option<Tracked> {
         self.tally.count(&state, Way::In);
-        if let State::Offered { route } = state {
+        if let State::Offered { route, .. } = state {
             self.lines[route].offered += 1;
         }
         let tracked = Tracked { state, shape, due, generation: self.generation };
@@ -290,7 +301,7 @@ impl Folder {
     fn uncount(&mut self, before: Option<Tracked>) -> Option<Tracked> {
         if let Some(before) = &before {
             self.tally.count(&before.state, Way::Out);
-            if let State::Offered { route } = before.state {
+            if let State::Offered { route, .. } = before.state {
                 self.lines[route].offered -= 1;
             }
         }

@@ -139,6 +139,9 @@ impl Core {
                             track.touch(Origin::Touched);
                             return self.settle(found, track, self.now() + WALK_AGAIN, None);
                         }
+                        Err(WalkError::Io(error)) if self.run_out_of_files(&error) => {
+                            return self.settle(found, track, self.now() + WALK_AGAIN, None);
+                        }
                         Err(error) => return self.hold_unreadable(found, track, error.to_string()),
                     }
                 }
@@ -154,6 +157,9 @@ impl Core {
                     }
                     Tested::Gone => return self.gone(f, name),
                     Tested::NotAFile => return self.settle(found, track, self.now() + WALK_AGAIN, None),
+                    Tested::Unreadable(error) if self.run_out_of_files(&error) => {
+                        return self.settle(found, track, self.now() + WALK_AGAIN, None);
+                    }
                     Tested::Unreadable(error) => {
                         return self.hold_unreadable(found, track, format!("can't be read: {error}"));
                     }
@@ -256,7 +262,7 @@ impl Core {
         };
         // Later looks compare with the top of a directory, and with a file as it was under the lease.
         let shape = if found.kind == ItemKind::File { Shape::of(&facts.signature) } else { shape };
-        self.put(f, name, State::Offered { route: found.route }, shape, None);
+        self.put(f, name, State::Offered { route: found.route, held_since: found.since }, shape, None);
         self.offer(f, candidate);
     }
 

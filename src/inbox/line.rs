@@ -62,9 +62,13 @@ pub(super) struct Line {
     pub(super) offered: usize,
 }
 
+/// How many names the line of each route keeps.
+pub(super) fn kept(routes: usize) -> usize {
+    (KEPT / routes.max(1)).max(KEPT_AT_LEAST)
+}
+
 impl Line {
-    pub(super) fn new(routes: usize) -> Line {
-        let kept = (KEPT / routes.max(1)).max(KEPT_AT_LEAST);
+    pub(super) fn new(kept: usize) -> Line {
         Line { leads: BTreeSet::new(), kept, beyond: 0, offered: 0 }
     }
 
@@ -153,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_oldest_are_kept() {
-        let mut line = Line { kept: 2, ..Line::new(1) };
+        let mut line = Line::new(2);
         for (ctime, name) in [(5, "e"), (3, "c"), (4, "d"), (1, "a"), (4, "b")] {
             line.push(lead(ctime, name, Origin::Scanned));
         }
@@ -167,12 +171,12 @@ mod tests {
 
     #[test]
     fn a_scan_keeps_what_events_told() {
-        let mut line = Line::new(1);
+        let mut line = Line::new(KEPT);
         line.push(lead(1, "gone", Origin::Scanned));
         line.push(lead(2, "both", Origin::RenamedIn));
         line.push(lead(9, "late", Origin::Settled));
         line.offered = 7;
-        let mut scanned = Line::new(1);
+        let mut scanned = Line::new(KEPT);
         scanned.push(lead(2, "both", Origin::Scanned));
         scanned.push(lead(3, "new", Origin::Scanned));
         line.replace_by(scanned);

@@ -1,13 +1,14 @@
 //! Which route takes a name. The first one of the configuration whose folder, patterns and kind fit; patterns see the raw
 //! bytes of the name. Pure.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::sync::Arc;
 
-use globset::GlobSet;
+use globset::{Candidate, Glob, GlobSet, GlobSetBuilder};
 
-use super::names::glob_set;
+use super::names;
 use crate::config::Route;
 use crate::item::{ItemKind, ItemName};
 
@@ -17,73 +18,113 @@ pub(super) const MANIFEST: &str = ".manifest.json";
 /// The routes of one intake folder, in the configuration's order.
 #[derive(Debug)]
 pub(super) struct Router {
-    lanes: Vec<Lane>,
-    /// Some route waits for markers or manifests: only then names are looked at as such.
-    has_companions: bool,
+    routes: Vec<Arc<Route>>,
+    /// Those that take every name, in order.
+    every: Vec<usize>,
+    /// The patterns of all others together: a name costs one look-up, however many routes there are.
+    sets: Vec<Set>,
+    /// What the names of markers and manifests end with: only then names are looked at as such.
+    ends: BTreeSet<String>,
 }
 
+/// Patterns of several routes as one.
 #[derive(Debug)]
-struct Lane {
-    route: Arc<Route>,
-    /// None: every name.
-    names: Option<GlobSet>,
+struct Set {
+    globs: GlobSet,
+    /// Whose each of them is.
+    routes: Vec<usize>,
 }
 
 impl Router {
     pub(super) fn new(folder: &str, routes: &[Arc<Route>]) -> Router {
-        let lanes: Vec<Lane> = routes
-            .iter()
-            .filter(|route| route.folder == folder)
-            .map(|route| {
-                let every = route.patterns.is_empty() || route.patterns.iter().any(|pattern| pattern == "*");
-                let names = (!every).then(|| glob_set(&route.patterns, &route.name));
-                Lane { route: route.clone(), names }
-            })
-            .collect();
-        let has_companions = lanes.iter().any(|lane| lane.route.ready.marker.is_some() || lane.route.ready.manifest);
-        Router { lanes, has_companions }
+        let routes: Vec<Arc<Route>> = routes.iter().filter(|route| route.folder == folder).cloned().collect();
+        let takes_every = |route: &Route| route.patterns.is_empty() || route.patterns.iter().any(|it| it == "*");
+        let (every, choosy): (Vec<usize>, Vec<usize>) = (0..routes.len()).partition(|&at| takes_every(&routes[at]));
+        let patterns = |at: usize| {
+            let route = &routes[at];
+            route.patterns.iter().filter_map(move |pattern| Some((names::glob(pattern, &route.name)?, at)))
+        };
+        let patterns: Vec<(Glob, usize)> = choosy.into_iter().flat_map(patterns).collect();
+        let mut sets = Vec::new();
+        join(&patterns, &routes, &mut sets);
+        let ends = routes.iter().flat_map(|route| ends_of(route)).map(str::to_owned).collect();
+        Router { routes, every, sets, ends }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.lanes.len()
+        self.routes.len()
     }
 
     pub(super) fn route(&self, at: usize) -> &Arc<Route> {
-        &self.lanes[at].route
+        &self.routes[at]
     }
 
     /// The first route that takes the name, by its place.
     pub(super) fn find(&self, name: &OsStr, kind: ItemKind) -> Option<usize> {
-        self.lanes.iter().position(|lane| lane.route.kind.takes(kind) && lane.takes(name))
+        self.first(name, |route| route.kind.takes(kind))
+    }
+
+    /// The first route whose patterns fit the name and that is `wanted`, by its place.
+    fn first(&self, name: &OsStr, wanted: impl Fn(&Route) -> bool) -> Option<usize> {
+        let wanted = |at: &usize| wanted(&self.routes[*at]);
+        let of_every = self.every.iter().copied().find(|at| wanted(at));
+        if self.sets.is_empty() {
+            return of_every;
+        }
+        let name = Candidate::new(name);
+        let of_set = |set: &Set| {
+            let fitting = set.globs.matches_candidate(&name).into_iter().map(|glob| set.routes[glob]);
+            fitting.filter(wanted).min()
+        };
+        self.sets.iter().filter_map(of_set).chain(of_every).min()
     }
 
     /// The item that `name` is a marker or a manifest of, if it is one: such names are never items.
     pub(super) fn owner(&self, name: &OsStr) -> Option<OsString> {
-        if !self.has_companions {
-            return None;
-        }
-        self.lanes.iter().find_map(|lane| {
-            let marker = lane.route.ready.marker.as_deref();
-            let manifest = lane.route.ready.manifest.then_some(MANIFEST);
-            marker.into_iter().chain(manifest).find_map(|end| {
-                let base = name.as_bytes().strip_suffix(end.as_bytes()).filter(|base| !base.is_empty())?;
-                let base = OsStr::from_bytes(base);
-                lane.takes(base).then(|| base.to_owned())
-            })
-        })
+        let owned = |end: &String| {
+            let base = name.as_bytes().strip_suffix(end.as_bytes()).filter(|base| !base.is_empty())?;
+            let base = OsStr::from_bytes(base);
+            let at = self.first(base, |route| ends_of(route).any(|it| it == end))?;
+            Some((at, ends_of(&self.routes[at]).position(|it| it == end), base))
+        };
+        self.ends.iter().filter_map(owned).min().map(|(.., base)| base.to_owned())
     }
 
     /// The names that belong to an item of the route: its marker and its manifest.
     pub(super) fn companions(route: &Route, name: &OsStr) -> Vec<ItemName> {
-        let marker = route.ready.marker.as_deref();
-        let manifest = route.ready.manifest.then_some(MANIFEST);
-        marker.into_iter().chain(manifest).map(|end| ItemName::new(companion(name, end))).collect()
+        ends_of(route).map(|end| ItemName::new(companion(name, end))).collect()
     }
 }
 
-impl Lane {
-    fn takes(&self, name: &OsStr) -> bool {
-        self.names.as_ref().is_none_or(|names| names.is_match(name))
+/// What the names of a route's marker and manifest end with.
+fn ends_of(route: &Route) -> impl Iterator<Item = &str> {
+    let manifest = route.ready.manifest.then_some(MANIFEST);
+    route.ready.marker.as_deref().into_iter().chain(manifest)
+}
+
+/// Makes as few sets of the patterns as their size allows.
+fn join(patterns: &[(Glob, usize)], routes: &[Arc<Route>], sets: &mut Vec<Set>) {
+    if patterns.is_empty() {
+        return;
+    }
+    let mut builder = GlobSetBuilder::new();
+    for (glob, _) in patterns {
+        builder.add(glob.clone());
+    }
+    match builder.build() {
+        Ok(globs) => sets.push(Set { globs, routes: patterns.iter().map(|(_, at)| *at).collect() }),
+        Err(error) => match patterns {
+            [(glob, at)] => {
+                let (pattern, whose) = (glob.glob(), &routes[*at].name);
+                tracing::error!(pattern, whose, %error, "a pattern can't be used and matches nothing");
+            }
+            // Too large together.
+            _ => {
+                let (some, others) = patterns.split_at(patterns.len() / 2);
+                join(some, routes, sets);
+                join(others, routes, sets);
+            }
+        },
     }
 }
 
@@ -137,6 +178,28 @@ mod tests {
         check("", b"-rf.wav", File, Some("sound"));
         check("side", b"anything", File, Some("side"));
         check("elsewhere", b"a.wav", File, None);
+    }
+
+    #[test]
+    fn ten_thousand_routes_are_asked_as_one() {
+        // Also of the kind that is looked up by a regular expression, too many for one of them.
+        let plain = |at: usize| route(&format!("p{at}"), "", &[&format!("*.x{at}")], RouteKind::File);
+        let odd = |at: usize| route(&format!("o{at}"), "", &[&format!("[ab]?{{c,d}}-{at}-*")], RouteKind::File);
+        let any = route("rest", "", &[], RouteKind::File);
+        let routes: Vec<Arc<Route>> =
+            (0..10_000).map(plain).chain((0..2_000).map(odd)).chain([any]).map(Arc::new).collect();
+        let router = Router::new("", &routes);
+        assert!(router.sets.len() < 100, "{}", router.sets.len());
+        let check = |name: &str, expected: &str| {
+            let found = router.find(OsStr::new(name), ItemKind::File).map(|at| router.route(at).name.clone());
+            assert_eq!(found.as_deref(), Some(expected), "{name}");
+        };
+        check("a.x0", "p0");
+        check("a.x9999", "p9999");
+        check("a.x10000", "rest");
+        check("bxd-1999-.y", "o1999");
+        check("bxd-1999-.x77", "p77");
+        assert_eq!(router.find(OsStr::new("a.x0"), ItemKind::Directory), None);
     }
 
     #[test]

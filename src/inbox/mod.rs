@@ -134,6 +134,8 @@ pub struct Counts {
     pub ignored_names: Vec<ItemInfo>,
     /// Whether every intake folder was read whole at least once since the start.
     pub scanned: bool,
+    /// How many taken items it has heard of: what was taken later is counted as ready still.
+    pub taken: u64,
     /// In `--once` mode: nothing that lay there at the start is arriving, ready or offered any more.
     pub drained: bool,
 }

@@ -57,16 +57,19 @@ impl Ignore {
     }
 }
 
+/// A pattern on raw names. One that can't be read is told of in the log; the configuration is checked before.
+pub(super) fn glob(pattern: &str, whose: &str) -> Option<Glob> {
+    let told = |error: globset::Error| {
+        tracing::error!(pattern, whose, %error, "a pattern can't be read and matches nothing");
+    };
+    Glob::new(pattern).map_err(told).ok()
+}
+
 /// Builds a set of globs on raw names.
-pub(super) fn glob_set(patterns: &[String], whose: &str) -> GlobSet {
+fn glob_set(patterns: &[String], whose: &str) -> GlobSet {
     let mut set = GlobSetBuilder::new();
-    for pattern in patterns {
-        match Glob::new(pattern) {
-            Ok(glob) => {
-                set.add(glob);
-            }
-            Err(error) => tracing::error!(pattern, whose, %error, "a pattern can't be read and matches nothing"),
-        }
+    for glob in patterns.iter().filter_map(|pattern| glob(pattern, whose)) {
+        set.add(glob);
     }
     set.build().unwrap_or_else(|error| {
         tracing::error!(whose, %error, "the patterns can't be used and match nothing");

@@ -14,6 +14,7 @@ use super::judging::Why;
 use super::scanner::Core;
 use super::watch::{Ear, Hint, Watch};
 use crate::config;
+use crate::sys::files;
 use crate::units::Moment;
 
 /// Between two looks at the identity of the folders: an event tells of most changes, but of none when something is
@@ -29,6 +30,9 @@ const WATCH_RETRY: Duration = Duration::from_secs(1);
 const WATCH_RETRY_SLOWEST: Duration = Duration::from_secs(300);
 /// Between two scans that only refill a line.
 const REFILL: Duration = Duration::from_secs(1);
+/// So many files the reading and judging of a folder has open at a time, the watch included. Without them nothing could be
+/// offered, and what is running needs those that are left.
+const FILES: usize = 8;
 const STALE_PARTIAL: SignedDuration = SignedDuration::from_hours(24);
 
 /// The watch, or why there is none and when it is tried again.
@@ -112,6 +116,9 @@ impl Core {
     }
 
     fn find_trouble(&self) -> Option<String> {
+        if let Err(why) = files::are_free(FILES) {
+            return Some(why);
+        }
         let sentinel = &self.setup.sentinel;
         if let Err(error) = rustix::fs::stat(sentinel) {
             let error = io::Error::from(error);
@@ -293,6 +300,9 @@ impl Core {
 
     /// Reading the folder failed: EIO, ESTALE, a lost mount. Nothing that is known is thrown away.
     pub(super) fn fail(&mut self, f: usize, error: &io::Error) {
+        if self.run_out_of_files(error) {
+            return self.folders[f].leave();
+        }
         let folder = &mut self.folders[f];
         let why = format!("`{}` can't be read: {error}", folder.shown());
         tracing::error!(%why, "the inbox can't be read; it is tried again each second");
@@ -302,6 +312,22 @@ impl Core {
         }
         self.next_tick = self.now() + TICK_IN_TROUBLE;
         self.reported.touch();
+    }
+
+    /// Whether it failed for want of open files. That is no fault of the item or the folder: nothing is taken until there are
+    /// some again.
+    pub(super) fn run_out_of_files(&mut self, error: &io::Error) -> bool {
+        let Some(errno) = rustix::io::Errno::from_io_error(error).filter(|errno| files::has_run_out(*errno)) else {
+            return false;
+        };
+        if self.trouble.is_none() {
+            let why = files::shortage(errno);
+            tracing::error!(%why, "the inbox can't be read; it is tried again each second");
+            self.trouble = Some(why);
+        }
+        self.next_tick = self.now() + TICK_IN_TROUBLE;
+        self.reported.touch();
+        true
     }
 
     pub(super) fn note_lease_trouble(&mut self) {

@@ -70,7 +70,7 @@ impl Core {
     }
 
     fn count(&self) -> Counts {
-        let mut counts = Counts::default();
+        let mut counts = Counts { taken: self.taken, ..Counts::default() };
         for folder in &self.folders {
             let waiting: u64 = folder.lines.iter().map(|line| line.len() as u64 + line.beyond).sum();
             let census = &folder.census;

@@ -4,7 +4,7 @@
 //! Invariants: an item is offered once until it is answered, withdrawn or changed; a withdrawal of an item goes out before
 //! the offer of the next one of its name; nothing is offered out of a folder that wasn't read whole.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::PathBuf;
@@ -26,6 +26,7 @@ use super::ready::{Now, Origin};
 use super::report::Reported;
 use super::watch::{Happened, Hint};
 use super::{Answer, Candidate, CandidateKey, Notice, Scanner, Setup, WINDOW};
+use crate::config::Route;
 use crate::item::ItemName;
 use crate::units::{Clock, Moment};
 
@@ -83,6 +84,8 @@ pub(super) struct Core {
     times: Times,
     /// In `--once` mode: what came later doesn't count.
     pub(super) until_ns: Option<i128>,
+    /// How many items were taken, as far as it was told.
+    pub(super) taken: u64,
     pub(super) scanned: bool,
     notices: Sender<Notice>,
     offered: Vec<Candidate>,
@@ -111,6 +114,7 @@ impl Core {
             lease_trouble: None,
             times,
             until_ns,
+            taken: 0,
             scanned: false,
             notices,
             offered: Vec::new(),
@@ -124,10 +128,14 @@ impl Core {
 
     /// The folders, as the routes name them. The inbox itself is always one: what lies in it is never ignored silently.
     fn lay_out(&mut self) {
-        let names: BTreeSet<String> =
-            self.setup.routes.iter().map(|route| route.folder.clone()).chain([String::new()]).collect();
-        let folder = |name: &String| Folder::new(name, &self.setup.inbox, &self.setup.routes, &names);
-        self.folders = names.iter().map(folder).collect();
+        let mut routes: BTreeMap<&str, Vec<Arc<Route>>> = BTreeMap::from([("", Vec::new())]);
+        for route in &self.setup.routes {
+            routes.entry(&route.folder).or_default().push(route.clone());
+        }
+        let names: BTreeSet<String> = routes.keys().map(|&name| name.to_owned()).collect();
+        let kept = super::line::kept(self.setup.routes.len());
+        let folder = |(name, routes): (&str, Vec<_>)| Folder::new(name, &self.setup.inbox, &routes, &names, kept);
+        self.folders = routes.into_iter().map(folder).collect();
         self.by_path = self.folders.iter().enumerate().map(|(at, folder)| (folder.path.clone(), at)).collect();
     }
 
@@ -274,7 +282,11 @@ impl Core {
 
     fn take_answer(&mut self, answer: Answer) {
         match answer {
-            Answer::Taken(keys) => keys.iter().for_each(|key| self.take_taken(key)),
+            Answer::Taken(keys) => {
+                self.taken += keys.len() as u64;
+                self.reported.touch();
+                keys.iter().for_each(|key| self.take_taken(key));
+            }
             Answer::Refused { key, reason, retry_in } => self.take_refusal(&key, reason, retry_in),
             Answer::Unsettled(key) => {
                 if let Some((f, name)) = self.place_of(&key) {
@@ -303,7 +315,8 @@ impl Core {
     }
 
     fn place_of<'key>(&self, key: &'key CandidateKey) -> Option<(usize, &'key OsStr)> {
-        let f = self.folders.iter().position(|folder| folder.name == key.folder)?;
+        // In the order of their names, by which they were laid out.
+        let f = self.folders.binary_search_by(|folder| folder.name.as_str().cmp(&key.folder)).ok()?;
         Some((f, key.name.as_os_str()))
     }
 
@@ -336,11 +349,11 @@ impl Core {
         let Some((f, name)) = self.place_of(key) else { return };
         self.departed.remove(&(f, name.to_owned()));
         let Some(tracked) = self.folders[f].items.get(name) else { return };
-        let State::Offered { route } = tracked.state else { return };
+        let State::Offered { route, held_since } = tracked.state else { return };
         let shape = tracked.shape;
         let held = Held {
             reason: reason.into(),
-            since: Timestamp::now(),
+            since: held_since.unwrap_or_else(Timestamp::now),
             route: Some(route),
             passing: false,
             track: Some(super::ready::Track::new(Origin::Settled).into()),
@@ -350,7 +363,7 @@ impl Core {
         self.put(f, name, State::Held(Box::new(held)), shape, Some(due));
     }
 
-    fn reconfigure(&mut self, rules: Arc<crate::config::Inbox>, routes: Vec<Arc<crate::config::Route>>) {
+    fn reconfigure(&mut self, rules: Arc<crate::config::Inbox>, routes: Vec<Arc<Route>>) {
         let now = self.now();
         for (f, folder) in self.folders.iter().enumerate() {
             for (name, tracked) in &folder.items {

@@ -426,8 +426,16 @@ fn a_refused_item_is_held_and_offered_again() {
     let mut world = World::new(HOUR).start();
     world.rename_in("a");
     let key = world.offer().key;
-    world.answer(Answer::Refused { key, reason: "not now".to_owned(), retry_in: SOON });
+    let refusal = |retry_in| Answer::Refused { key: key.clone(), reason: "not now".to_owned(), retry_in };
+    let started = jiff::Timestamp::now();
+    world.answer(refusal(SOON));
     assert_eq!(world.offered_name(), "a");
+    let offered_again = jiff::Timestamp::now();
+    world.counts.held.clear();
+    world.answer(refusal(HOUR));
+    // It is held since the first refusal.
+    let since = world.held("a").since;
+    assert!(started <= since && since < offered_again, "{started} {since} {offered_again}");
 }
 
 #[test]

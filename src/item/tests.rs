@@ -251,3 +251,15 @@ fn ids_are_ulids_in_text() {
     assert_eq!(serde_json::from_str::<JobId>(&text).unwrap(), id());
     assert!("nonsense".parse::<JobId>().is_err());
 }
+
+#[test]
+fn what_was_escaped_once_is_shown_as_it_is() {
+    let check = |text: &str, expected: &str| {
+        assert_eq!(shown(text), expected);
+        assert_eq!(shown(&shown(text)), expected, "twice");
+    };
+    check("C:\\models", "C:\\models");
+    check("a\nb\x1b[2J", "a\\nb\\u{1b}[2J");
+    check("\u{202e}", "\\u{202e}");
+    check(&escape(b"a\\\xff\n"), "a\\\\\\xff\\n");
+}

@@ -4,6 +4,7 @@
 //! Invariants: nobody waits for it (entries that find no room are counted and mended later from the directories); a row
 //! speaks of a directory that was there when it was written; a reader never blocks the writer.
 
+mod counted;
 mod query;
 mod rebuild;
 mod row;
@@ -24,7 +25,8 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use crate::health::Check;
 use crate::item::{JobRecord, ResultRecord};
 
-pub use query::{QueryError, Reader, Wanted};
+pub use counted::{Counted, Sums};
+pub use query::{QueryError, Reader, ReportedPage, Wanted};
 pub use row::Row;
 
 /// What the director tells the ledger. The queue is bounded; when it is full the entry is dropped, health says so, and
@@ -82,6 +84,10 @@ pub fn file_of(root: &Path) -> PathBuf {
 pub struct Ledger {
     pub entries: Entries,
     pub health: Receiver<Check>,
+    /// The sums over ended jobs.
+    pub counted: Counted,
+    /// They have changed by what the directories told, not by an entry.
+    pub recounted: Receiver<()>,
     thread: JoinHandle<()>,
 }
 
@@ -101,17 +107,25 @@ pub const ENTRIES: usize = 65_536;
 #[derive(Clone, Debug)]
 pub struct Entries {
     /// Bounded by hand at [`ENTRIES`]: a bounded channel would take and touch memory for all its places at once.
-    queue: Sender<Entry>,
+    queue: Sender<(u64, Entry)>,
     orders: Sender<Order>,
     dropped: Arc<AtomicU64>,
+    /// Of the last entry.
+    number: Arc<AtomicU64>,
+    in_hand: counted::InHand,
 }
 
 impl Entries {
-    /// Hands an entry to the writer, or counts it as dropped.
-    pub fn send(&self, entry: Entry) {
-        if self.queue.len() >= ENTRIES || self.queue.send(entry).is_err() {
+    /// Hands an entry to the writer, or counts it as dropped. Answers its number; they grow in the order of sending.
+    pub fn send(&self, entry: Entry) -> u64 {
+        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Entry::Claimed { record, .. } = &entry {
+            self.in_hand.insert(record.id);
+        }
+        if self.queue.len() >= ENTRIES || self.queue.send((number, entry)).is_err() {
             self.dropped.fetch_add(1, Ordering::Release);
         }
+        number
     }
 
     /// Waits until all that was sent before is in the file; false when that took longer than `limit`.
@@ -137,8 +151,18 @@ pub fn start(setup: Setup) -> std::io::Result<Ledger> {
     let (orders, ordered) = unbounded();
     // Checks are sent on change and read by the director's loop; a few places bridge a busy moment.
     let (tell, health) = bounded(16);
-    let dropped = Arc::new(AtomicU64::new(0));
-    let writer = writer::Writer::new(setup, waiting, ordered, dropped.clone(), tell);
+    // One is as good as many.
+    let (tell_recounted, recounted) = bounded(1);
+    let entries = Entries {
+        queue,
+        orders,
+        dropped: Arc::new(AtomicU64::new(0)),
+        number: Arc::new(AtomicU64::new(0)),
+        in_hand: counted::InHand::default(),
+    };
+    let counted = Counted::default();
+    let tell = writer::Tell { health: tell, counted: counted.clone(), recounted: tell_recounted };
+    let writer = writer::Writer::new(setup, waiting, ordered, &entries, tell);
     let thread = std::thread::Builder::new().name("ledger".to_owned()).spawn(move || writer.run())?;
-    Ok(Ledger { entries: Entries { queue, orders, dropped }, health, thread })
+    Ok(Ledger { entries, health, counted, recounted, thread })
 }

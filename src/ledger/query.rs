@@ -10,11 +10,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use serde_json::value::RawValue;
 
 use super::row::Row;
 use super::schema;
+use super::tables::nanoseconds;
+use crate::api::results::{self, Mark, Reported};
 use crate::devices::DeviceId;
-use crate::item::{Attempt, ItemName, JobId, Reason};
+use crate::item::{Attempt, Counters, ItemName, JobId, Reason};
 
 /// Why the ledger can't answer. The directories can.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +72,74 @@ impl Reader {
         Ok(schema::meta(&self.connection, "complete")?.as_deref() == Some("1"))
     }
 
+    /// Whether it tells all that ended, as long as nobody writes it: every directory was read, and the last writer
+    /// closed it in order.
+    pub fn is_whole(&self) -> Result<bool, QueryError> {
+        Ok(self.is_complete()? && schema::meta(&self.connection, "clean")?.as_deref() == Some("1"))
+    }
+
+    /// What all ended jobs counted.
+    pub fn counters(&self) -> Result<Counters, QueryError> {
+        Ok(schema::counters(&self.connection)?)
+    }
+
     /// Rows, newest first by the time of their claim.
     pub fn list(&self, wanted: &Wanted) -> Result<Vec<Row>, QueryError> {
         let mut rows = Vec::new();
         self.each(wanted, |row| rows.push(row))?;
         Ok(rows)
+    }
+
+    /// A page of what workers reported of jobs that ended, each with its directory under the root, oldest end first; and
+    /// where the next page begins, if there is one. A page is short, so that no reading lasts long.
+    pub fn reported(&self, wanted: &results::Wanted, after: Option<Mark>) -> Result<ReportedPage, QueryError> {
+        const ROWS: i64 = 1000;
+        const BYTES: usize = 4 << 20;
+        let id = after.map(|mark| mark.id.to_string());
+        let end = after.and_then(|mark| mark.finished_at).and_then(nanoseconds);
+        let far = |at: Timestamp| if at < Timestamp::UNIX_EPOCH { i64::MIN } else { i64::MAX };
+        let since = wanted.since.map(|at| nanoseconds(at).unwrap_or_else(|| far(at)));
+        // What has no known end comes first.
+        let behind = if end.is_some() { "(finished_at, id) > (?, ?)" } else { "(finished_at IS NOT NULL OR id > ?)" };
+        let filters: [(&str, &[Option<&dyn ToSql>]); 3] = [
+            (behind, &[end.as_ref().map(|it| it as &dyn ToSql), id.as_ref().map(|it| it as &dyn ToSql)]),
+            ("finished_at >= ?", &[since.as_ref().map(|it| it as &dyn ToSql)]),
+            ("+route = ?", &[wanted.route.as_ref().map(|it| it as &dyn ToSql)]),
+        ];
+        // The pluses keep SQLite from indexes that would need a sort of all rows.
+        let mut sql = "SELECT id, place || '/' || jobs.job, name, route, state, finished_at, result, counters
+             FROM jobs LEFT JOIN reported ON reported.job = id
+             WHERE +state IN ('done', 'failed', 'cancelled')"
+            .to_owned();
+        let mut values: Vec<&dyn ToSql> = Vec::new();
+        for (condition, given) in filters {
+            let given = given.iter().flatten();
+            if given.clone().next().is_some() {
+                sql.push_str(" AND ");
+                sql.push_str(condition);
+                values.extend(given);
+            }
+        }
+        sql.push_str(" ORDER BY finished_at, id LIMIT ?");
+        values.push(&ROWS);
+        let mut query = self.connection.prepare(&sql)?;
+        let mut rows = query.query(values.as_slice())?;
+        let mut page = Vec::new();
+        let (mut read, mut bytes) = (0, 0);
+        let mut last = None;
+        while let Some(row) = rows.next()? {
+            let reported = reported(row)?;
+            if wanted.until.is_some_and(|until| until < reported.mark()) {
+                return Ok((page, None));
+            }
+            (last, read) = (Some(reported.mark()), read + 1);
+            bytes += reported.result.as_ref().map_or(0, |result| result.get().len());
+            page.push((row.get(1)?, reported));
+            if bytes > BYTES {
+                return Ok((page, last));
+            }
+        }
+        Ok((page, last.filter(|_| read == ROWS)))
     }
 
     /// Rows one by one, newest first, without holding them all.
@@ -181,13 +247,32 @@ fn is_prefix(word: &str) -> bool {
     (1..=26).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
-fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+/// Directories under the root, with what was reported; and behind which row the next page begins.
+pub type ReportedPage = (Vec<(String, Reported)>, Option<Mark>);
+
+fn reported(row: &rusqlite::Row<'_>) -> rusqlite::Result<Reported> {
+    let counters: Option<String> = row.get(7)?;
+    Ok(Reported {
+        id: job_id(row)?,
+        name: ItemName::new(std::ffi::OsString::from_vec(row.get(2)?)).escaped(),
+        route: row.get(3)?,
+        outcome: row.get(4)?,
+        finished_at: time(row.get(5)?),
+        result: row.get::<_, Option<String>>(6)?.and_then(|json| RawValue::from_string(json).ok()),
+        counters: counters.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default(),
+    })
+}
+
+fn job_id(row: &rusqlite::Row<'_>) -> rusqlite::Result<JobId> {
     let id: String = row.get(0)?;
-    let id = id.parse().map_err(|error: ulid::DecodeError| {
+    id.parse().map_err(|error: ulid::DecodeError| {
         rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
-    })?;
+    })
+}
+
+fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
     Ok(Row {
-        id,
+        id: job_id(row)?,
         job: row.get(1)?,
         place: row.get(2)?,
         name: ItemName::new(std::ffi::OsString::from_vec(row.get(3)?)),

@@ -11,7 +11,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::row::{CLAIMED, Row};
+use super::counted::InHand;
+use super::row::{Account, CLAIMED};
 use super::tables::Tables;
 use crate::item::JobDir;
 
@@ -41,6 +42,8 @@ pub(super) struct Survey {
     since: Option<i64>,
     /// Whether an unchanged time of a day directory proves that it is unchanged.
     trust_times: bool,
+    /// Jobs whose end the director will tell: read before that, they would be counted twice.
+    in_hand: InHand,
     stage: Stage,
     pub(super) read: u64,
     pub(super) forgotten: u64,
@@ -75,13 +78,14 @@ pub(super) enum Progress {
 }
 
 impl Survey {
-    pub(super) fn new(root: &Path, since: Option<i64>, trust_times: bool) -> Survey {
+    pub(super) fn new(root: &Path, since: Option<i64>, trust_times: bool, in_hand: InHand) -> Survey {
         Survey {
             root: root.to_owned(),
             places: Vec::new(),
             present: BTreeSet::new(),
             since,
             trust_times,
+            in_hand,
             stage: Stage::Begin,
             read: 0,
             forgotten: 0,
@@ -105,7 +109,9 @@ impl Survey {
                 None => Stage::Orphans { after: String::new() },
             },
             Stage::Reading { place, mut entries, changed_at } => {
-                if self.read_some(&place, &mut entries, tables)? {
+                let (more, whole) = self.read_some(&place, &mut entries, tables)?;
+                let changed_at = changed_at.filter(|_| whole);
+                if more {
                     Stage::Reading { place, entries, changed_at }
                 } else {
                     Stage::Checking { place, after: String::new(), changed_at }
@@ -170,26 +176,37 @@ impl Survey {
         })
     }
 
-    /// Reads the directories of a place that the ledger doesn't know; false at the end of them.
-    fn read_some(&mut self, place: &str, entries: &mut ReadDir, tables: Tables<'_>) -> Result<bool, SurveyError> {
+    /// Reads the directories of a place that the ledger doesn't know. Answers whether there are more, and whether all of
+    /// these are known now.
+    fn read_some(
+        &mut self,
+        place: &str,
+        entries: &mut ReadDir,
+        tables: Tables<'_>,
+    ) -> Result<(bool, bool), SurveyError> {
         let path = self.root.join(place);
+        let mut whole = true;
         for _ in 0..STEP {
-            let Some(entry) = entries.next() else { return Ok(false) };
+            let Some(entry) = entries.next() else { return Ok((false, whole)) };
             let entry = entry.map_err(|source| SurveyError::Directory { path: path.clone(), source })?;
             let Some((job, id)) = JobDir::parse(&entry.file_name()) else { continue };
             if self.is_known(place, &job, tables.place_of(id)?.as_ref()) {
                 continue;
             }
-            let row = Row::read(&self.root, place, &job, id);
-            match row.map_err(|source| SurveyError::Directory { path: path.join(job.as_str()), source })? {
-                Some((row, attempts)) => {
-                    tables.put(&row, &attempts)?;
+            if place != CLAIMED && self.in_hand.has(id) {
+                whole = false;
+                continue;
+            }
+            let read = Account::read(&self.root, place, &job, id);
+            match read.map_err(|source| SurveyError::Directory { path: path.join(job.as_str()), source })? {
+                Some(account) => {
+                    tables.put(&account)?;
                     self.read += 1;
                 }
                 None => continue,
             }
         }
-        Ok(true)
+        Ok((true, whole))
     }
 
     fn is_known(&self, place: &str, job: &JobDir, known: Option<&(String, String)>) -> bool {

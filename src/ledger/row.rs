@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags};
@@ -38,6 +39,15 @@ pub struct Row {
     pub message: Option<String>,
 }
 
+/// All that the ledger keeps of one job.
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) row: Row,
+    pub(super) attempts: Vec<Attempt>,
+    /// Once it has ended.
+    pub(super) result: Option<Arc<ResultRecord>>,
+}
+
 /// The place of jobs that haven't ended.
 pub(super) const CLAIMED: &str = "claimed";
 
@@ -64,20 +74,22 @@ impl Row {
             name_b64: Some(self.name.base64()),
         }
     }
+}
 
+impl Account {
     /// A job in `claimed/`.
-    pub(super) fn live(record: &JobRecord, job: String, state: &str) -> (Row, Vec<Attempt>) {
-        Row::new(record.id, job, CLAIMED.to_owned(), Some(Brief::of(record)), Told::Live(state))
+    pub(super) fn live(record: &JobRecord, job: String, state: &str) -> Account {
+        Account::new(record.id, job, CLAIMED.to_owned(), Some(Brief::of(record)), Told::Live(state))
     }
 
     /// A job with its outcome.
-    pub(super) fn ended(record: &JobRecord, result: &ResultRecord, job: String, place: String) -> (Row, Vec<Attempt>) {
-        Row::new(record.id, job, place, Some(Brief::of(record)), Told::Result(result))
+    pub(super) fn ended(record: &JobRecord, result: &Arc<ResultRecord>, job: String, place: String) -> Account {
+        Account::new(record.id, job, place, Some(Brief::of(record)), Told::Result(result.clone()))
     }
 
     /// Reads a job's directory; nothing when it is gone or not whole yet. In an ended job's, files that are missing or
     /// broken leave blanks: what the directory's name and place tell is always there.
-    pub(super) fn read(root: &Path, place: &str, job: &JobDir, id: JobId) -> io::Result<Option<(Row, Vec<Attempt>)>> {
+    pub(super) fn read(root: &Path, place: &str, job: &JobDir, id: JobId) -> io::Result<Option<Account>> {
         let path = root.join(place).join(job.as_str());
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = match rustix::fs::open(&path, flags, Mode::empty()) {
@@ -91,15 +103,15 @@ impl Row {
             return Ok(None);
         }
         let result: Option<ResultRecord> = (place != CLAIMED).then(|| read_json(&dir, "result.json")).flatten();
-        let told = match &result {
+        let told = match result {
             _ if place == CLAIMED => Told::Live(CLAIMED),
-            Some(result) => Told::Result(result),
+            Some(result) => Told::Result(Arc::new(result)),
             None => Told::Nothing,
         };
-        Ok(Some(Row::new(id, job.as_str().to_owned(), place.to_owned(), brief, told)))
+        Ok(Some(Account::new(id, job.as_str().to_owned(), place.to_owned(), brief, told)))
     }
 
-    fn new(id: JobId, job: String, place: String, brief: Option<Brief>, told: Told<'_>) -> (Row, Vec<Attempt>) {
+    fn new(id: JobId, job: String, place: String, brief: Option<Brief>, told: Told<'_>) -> Account {
         let stem = job.rsplit_once('~').map_or(job.as_str(), |(stem, _)| stem);
         let mut brief = brief.unwrap_or_else(|| Brief::blank(stem));
         let mut row = Row {
@@ -118,6 +130,7 @@ impl Row {
             job,
             place,
         };
+        let mut ended = None;
         match told {
             Told::Live(state) => row.state = state.to_owned(),
             Told::Result(result) => {
@@ -132,6 +145,7 @@ impl Row {
                 row.reason = result.reason.map(|reason| reason.as_str().to_owned());
                 row.message = result.message.clone();
                 brief.attempts = result.attempts.clone();
+                ended = Some(result);
             }
             Told::Nothing => {
                 let done = row.place.starts_with("done/");
@@ -142,7 +156,7 @@ impl Row {
         row.attempts = brief.attempts.last().map_or(0, |attempt| attempt.n);
         let devices = brief.attempts.last().map(|attempt| attempt.devices.as_slice()).unwrap_or_default();
         row.devices = devices.iter().map(|device| device.0.clone()).collect();
-        (row, brief.attempts)
+        Account { row, attempts: brief.attempts, result: ended }
     }
 }
 
@@ -150,7 +164,7 @@ impl Row {
 enum Told<'a> {
     /// It hasn't ended; the word for it.
     Live(&'a str),
-    Result(&'a ResultRecord),
+    Result(Arc<ResultRecord>),
     /// It lies among the ended ones without a readable result.
     Nothing,
 }

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 
+use crate::item::Counters;
+
 /// Another number means another schema: the file is made anew.
-pub(super) const VERSION: &str = "1";
+pub(super) const VERSION: &str = "2";
 
 const SCHEMA: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -36,6 +38,11 @@ const SCHEMA: &str = "
     CREATE INDEX jobs_by_state ON jobs (state);
     CREATE INDEX jobs_by_place ON jobs (place);
     CREATE INDEX jobs_by_name ON jobs (name);
+    CREATE INDEX jobs_by_end ON jobs (finished_at, id);
+    -- What the workers of ended jobs said, as JSON; apart, since it may be large and `list` doesn't need it.
+    CREATE TABLE reported (job TEXT PRIMARY KEY, result TEXT, counters TEXT) WITHOUT ROWID;
+    -- The sums of these counters, and of how many jobs each.
+    CREATE TABLE counters (name TEXT PRIMARY KEY, jobs INTEGER NOT NULL, sum REAL NOT NULL) WITHOUT ROWID;
     CREATE TABLE attempts (
         job TEXT NOT NULL,
         n INTEGER NOT NULL,
@@ -195,6 +202,15 @@ fn prepare(connection: &Connection, local: bool) -> rusqlite::Result<()> {
 
 pub(super) fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<String>> {
     connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
+}
+
+/// More names than these are a mistake that would fill everybody's screen.
+const MAX_SUMS: i64 = 10_000;
+
+/// What all ended jobs counted.
+pub(super) fn counters(connection: &Connection) -> rusqlite::Result<Counters> {
+    let mut query = connection.prepare_cached("SELECT name, sum FROM counters ORDER BY name LIMIT ?1")?;
+    query.query_map([MAX_SUMS], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// Whether an error speaks of the file's contents and not of the circumstances. Missing tables and columns of other

@@ -3,16 +3,17 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::row::Row;
-use crate::item::{Attempt, JobId};
+use super::row::Account;
+use crate::item::{Attempt, Counters, JobId, ResultRecord, plus};
 
 /// The tables of an open transaction.
 #[derive(Clone, Copy)]
 pub(super) struct Tables<'a>(pub(super) &'a Connection);
 
 impl Tables<'_> {
-    /// Writes a job and its attempts over what was known of them.
-    pub(super) fn put(self, row: &Row, attempts: &[Attempt]) -> rusqlite::Result<()> {
+    /// Writes a job, its attempts and its result over what was known of them.
+    pub(super) fn put(self, account: &Account) -> rusqlite::Result<()> {
+        let Account { row, attempts, result } = account;
         let id = row.id.to_string();
         self.0
             .prepare_cached(
@@ -42,6 +43,57 @@ impl Tables<'_> {
             ])?;
         for attempt in attempts {
             self.put_attempt(&id, attempt)?;
+        }
+        self.put_reported(&id, result.as_deref())
+    }
+
+    /// Replaces what a job's workers said, and keeps the sums over all jobs.
+    fn put_reported(self, job: &str, result: Option<&ResultRecord>) -> rusqlite::Result<()> {
+        let before: Option<Option<String>> = self
+            .0
+            .prepare_cached("SELECT counters FROM reported WHERE job = ?1")?
+            .query_row([job], |row| row.get(0))
+            .optional()?;
+        let before = before.map(|counters| counters.and_then(|json| serde_json::from_str(&json).ok()));
+        if let Some(Some(counters)) = &before {
+            self.change_sums(counters, -1)?;
+        }
+        let said = result.filter(|result| result.result.is_some() || !result.counters.is_empty());
+        let Some(said) = said else {
+            if before.is_some() {
+                self.0.prepare_cached("DELETE FROM reported WHERE job = ?1")?.execute([job])?;
+            }
+            return Ok(());
+        };
+        self.change_sums(&said.counters, 1)?;
+        let counters = Some(&said.counters).filter(|counters| !counters.is_empty());
+        let counters = counters.and_then(|counters| serde_json::to_string(counters).ok());
+        self.0.prepare_cached("INSERT OR REPLACE INTO reported VALUES (?1, ?2, ?3)")?.execute(params![
+            job,
+            said.result.as_ref().map(|result| result.get()),
+            counters
+        ])?;
+        Ok(())
+    }
+
+    /// Adds a job's counters to the sums, or takes them out. The sum is made here: SQLite's own is rounded otherwise.
+    fn change_sums(self, counters: &Counters, jobs: i64) -> rusqlite::Result<()> {
+        for (name, by) in counters.iter() {
+            let known: Option<(i64, f64)> = self
+                .0
+                .prepare_cached("SELECT jobs, sum FROM counters WHERE name = ?1")?
+                .query_row([name], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?;
+            let (of, sum) = known.unwrap_or_default();
+            if of + jobs > 0 {
+                self.0.prepare_cached("INSERT OR REPLACE INTO counters VALUES (?1, ?2, ?3)")?.execute(params![
+                    name,
+                    of + jobs,
+                    plus(sum, by * jobs as f64)
+                ])?;
+            } else {
+                self.0.prepare_cached("DELETE FROM counters WHERE name = ?1")?.execute([name])?;
+            }
         }
         Ok(())
     }
@@ -83,7 +135,7 @@ impl Tables<'_> {
     pub(super) fn forget(self, id: &str) -> rusqlite::Result<()> {
         self.0.prepare_cached("DELETE FROM jobs WHERE id = ?1")?.execute([id])?;
         self.0.prepare_cached("DELETE FROM attempts WHERE job = ?1")?.execute([id])?;
-        Ok(())
+        self.put_reported(id, None)
     }
 
     /// Where a job is known to lie, and under which name.

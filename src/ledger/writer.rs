@@ -11,13 +11,14 @@ use crossbeam_channel::{Receiver, Sender, at, never, select};
 use jiff::Timestamp;
 use rusqlite::TransactionBehavior;
 
+use super::counted::{Counted, InHand, Sums};
 use super::rebuild::{Progress, Survey, SurveyError};
-use super::row::{CLAIMED, Row};
+use super::row::{Account, CLAIMED};
 use super::schema::{self, Found, Store};
 use super::tables::{Tables, nanoseconds};
-use super::{Entry, Order, Setup};
+use super::{Entries, Entry, Order, Setup};
 use crate::health::{Check, What};
-use crate::item::{Attempt, JobId};
+use crate::item::JobId;
 
 /// How long the first entry waits for company. Most items of a busy director begin and end within it, and then cost
 /// one row written once.
@@ -30,20 +31,32 @@ const RETRY: Duration = Duration::from_secs(30);
 pub(super) struct Writer {
     setup: Setup,
     root: PathBuf,
-    queue: Receiver<Entry>,
+    queue: Receiver<(u64, Entry)>,
     orders: Receiver<Order>,
     dropped: Arc<AtomicU64>,
-    health: Sender<Check>,
+    in_hand: InHand,
+    tell: Tell,
     said: Option<Check>,
     started_at: i64,
     store: Option<Store>,
     survey: Option<Survey>,
     /// A survey is due, because entries were lost or someone asked for it.
     due: Option<Due>,
+    /// Since entries were lost, the sums are of no one moment; until the directories have told what was missed.
+    lost: bool,
+    /// The last entry that was taken from the queue.
+    upto: u64,
     /// Nothing is tried before, after a failure.
     retry_at: Option<Instant>,
     /// A file was found broken and set aside.
     broke_at: Option<Instant>,
+}
+
+/// Whom the writer tells what.
+pub(super) struct Tell {
+    pub(super) health: Sender<Check>,
+    pub(super) counted: Counted,
+    pub(super) recounted: Sender<()>,
 }
 
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
@@ -58,6 +71,8 @@ enum Due {
 #[derive(Default)]
 struct Batch {
     entries: Vec<Entry>,
+    /// The number of the last one.
+    upto: u64,
     flushes: Vec<Sender<()>>,
     /// Entries that found no room since the last round.
     lost: u64,
@@ -65,7 +80,8 @@ struct Batch {
 }
 
 impl Batch {
-    fn add(&mut self, entry: Entry) {
+    fn add(&mut self, (number, entry): (u64, Entry)) {
+        self.upto = number;
         match entry {
             Entry::Stop => self.stop = true,
             entry => self.entries.push(entry),
@@ -88,10 +104,10 @@ impl Batch {
 impl Writer {
     pub(super) fn new(
         setup: Setup,
-        queue: Receiver<Entry>,
+        queue: Receiver<(u64, Entry)>,
         orders: Receiver<Order>,
-        dropped: Arc<AtomicU64>,
-        health: Sender<Check>,
+        entries: &Entries,
+        tell: Tell,
     ) -> Writer {
         let root = setup.claimed.parent().unwrap_or(Path::new("/")).to_owned();
         Writer {
@@ -99,13 +115,16 @@ impl Writer {
             root,
             queue,
             orders,
-            dropped,
-            health,
+            dropped: entries.dropped.clone(),
+            in_hand: entries.in_hand.clone(),
+            tell,
             said: None,
             started_at: nanoseconds(Timestamp::now()).unwrap_or_default(),
             store: None,
             survey: None,
             due: None,
+            lost: false,
+            upto: 0,
             retry_at: None,
             broke_at: None,
         }
@@ -115,8 +134,10 @@ impl Writer {
         self.open();
         loop {
             let batch = self.gather();
+            self.upto = self.upto.max(batch.upto);
             self.write(batch.entries, batch.lost);
-            self.look_on();
+            let looked = self.look_on();
+            self.tell_sums(looked);
             for answer in batch.flushes {
                 let _ = answer.send(());
             }
@@ -184,7 +205,7 @@ impl Writer {
         if lost > 0 {
             tracing::warn!(lost, "the ledger fell behind; the directories tell it what it missed");
             self.say(Check::degraded(What::Ledger, format!("{lost} entries found no room; catching up")));
-            self.due = Some(Due::Mend);
+            self.owe();
         }
         let (rows, asked) = self.rows(entries);
         if asked {
@@ -194,19 +215,45 @@ impl Writer {
             return;
         }
         if self.store.is_none() || self.retry_at.is_some() {
-            self.due = Some(Due::Mend);
+            self.owe();
             return;
         }
-        let written = self.transact(|tables| {
-            rows.iter().try_for_each(|(row, attempts)| tables.put(row, attempts)).map_err(SurveyError::from)
-        });
-        if let Err(error) = written {
-            self.trouble(error);
+        let written =
+            self.transact(|tables| rows.iter().try_for_each(|account| tables.put(account)).map_err(SurveyError::from));
+        match written {
+            Ok(()) => {
+                let ended = rows.iter().filter(|account| account.row.place != CLAIMED);
+                ended.for_each(|account| self.in_hand.remove(account.row.id));
+            }
+            Err(error) => self.trouble(error),
+        }
+    }
+
+    /// Something was lost that only the directories can tell.
+    fn owe(&mut self) {
+        self.due = Some(Due::Mend);
+        self.lost = true;
+    }
+
+    /// Tells what all ended jobs counted, when that is of one moment; `looked`: the directories have told something.
+    fn tell_sums(&mut self, looked: bool) {
+        // One that was lost in this very moment may be older than what was taken.
+        let of_one_moment = !self.lost && self.retry_at.is_none() && self.dropped.load(Ordering::Acquire) == 0;
+        let Some(store) = self.store.as_ref().filter(|_| of_one_moment) else { return };
+        match schema::counters(&store.connection) {
+            Ok(counters) => {
+                let changed = self.tell.counted.write(Sums { counters, upto: self.upto });
+                if changed && looked {
+                    // When one is there already, it will be read after this.
+                    let _told = self.tell.recounted.try_send(());
+                }
+            }
+            Err(error) => self.trouble(error.into()),
         }
     }
 
     /// The last word on each job; earlier ones would be overwritten anyway. And whether a look was asked for.
-    fn rows(&self, entries: Vec<Entry>) -> (Vec<(Row, Vec<Attempt>)>, bool) {
+    fn rows(&self, entries: Vec<Entry>) -> (Vec<Account>, bool) {
         let mut asked = false;
         let mut last: HashMap<JobId, usize> = HashMap::new();
         for (at, entry) in entries.iter().enumerate() {
@@ -221,26 +268,29 @@ impl Writer {
         let mut kept: Vec<usize> = last.into_values().collect();
         kept.sort_unstable();
         let row = |at: usize| match &entries[at] {
-            Entry::Claimed { record, dir } => Some(Row::live(record, place_and_name(dir).1, CLAIMED)),
-            Entry::Changed { record, state } => Some(Row::live(record, record.dir().to_string(), state)),
+            Entry::Claimed { record, dir } => Some(Account::live(record, place_and_name(dir).1, CLAIMED)),
+            Entry::Changed { record, state } => Some(Account::live(record, record.dir().to_string(), state)),
             Entry::Ended { record, result, dir } => {
                 let (place, job) = place_and_name(dir);
-                Some(Row::ended(record, result, job, place))
+                Some(Account::ended(record, result, job, place))
             }
             Entry::Reconcile | Entry::Stop => None,
         };
         (kept.into_iter().filter_map(row).collect(), asked)
     }
 
-    /// Goes on comparing with the directories, where that is due.
-    fn look_on(&mut self) {
-        let Some(store) = self.store.as_ref().filter(|_| self.retry_at.is_none()) else { return };
+    /// Goes on comparing with the directories, where that is due; answers whether it did.
+    fn look_on(&mut self) -> bool {
+        let Some(store) = self.store.as_ref().filter(|_| self.retry_at.is_none()) else { return false };
         if self.survey.is_none() {
-            let Some(due) = self.due.take() else { return };
+            let Some(due) = self.due.take() else { return false };
             let since = (due == Due::Mend).then_some(self.started_at - MARGIN_NS);
-            self.survey = Some(Survey::new(&self.root, since, store.local));
+            if due == Due::Mend {
+                self.in_hand.clear();
+            }
+            self.survey = Some(Survey::new(&self.root, since, store.local, self.in_hand.clone()));
         }
-        let Some(mut survey) = self.survey.take() else { return };
+        let Some(mut survey) = self.survey.take() else { return false };
         match self.transact(|tables| {
             let progress = survey.step(tables)?;
             if progress == Progress::Finished {
@@ -254,10 +304,12 @@ impl Writer {
                     let (read, forgotten) = (survey.read, survey.forgotten);
                     tracing::info!(read, forgotten, "the ledger was mended from the directories");
                 }
+                self.lost = self.due == Some(Due::Mend);
                 self.say(Check::ok(What::Ledger));
             }
             Err(error) => self.trouble(error),
         }
+        true
     }
 
     fn open(&mut self) {
@@ -283,7 +335,9 @@ impl Writer {
             Ok(newest.map(|at| at - MARGIN_NS))
         });
         match prepared {
-            Ok(since) => self.survey = Some(Survey::new(&self.root, since, local)),
+            Ok(since) => {
+                self.survey = Some(Survey::new(&self.root, since, local, self.in_hand.clone()));
+            }
             Err(error) => self.trouble(error),
         }
     }
@@ -305,7 +359,7 @@ impl Writer {
 
     /// Something failed: what the ledger missed is made good from the directories, at once or when the disk recovers.
     fn trouble(&mut self, error: SurveyError) {
-        self.due = Some(Due::Mend);
+        self.owe();
         self.survey = None;
         self.say(Check::degraded(What::Ledger, format!("{error}; `list` and `show` may miss the latest")));
         let broken = matches!(&error, SurveyError::Ledger(error) if schema::is_broken(error));
@@ -325,7 +379,7 @@ impl Writer {
 
     /// Tells the director, on change only.
     fn say(&mut self, check: Check) {
-        if self.said.as_ref() != Some(&check) && self.health.try_send(check.clone()).is_ok() {
+        if self.said.as_ref() != Some(&check) && self.tell.health.try_send(check.clone()).is_ok() {
             self.said = Some(check);
         }
     }

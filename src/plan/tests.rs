@@ -1,3 +1,5 @@
+mod residents;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -132,6 +134,7 @@ impl Host {
         route.priority = value(words, "prio").map_or(0, |text| text.parse().expect(text));
         route.max_running = number(words, "max").map(|most| most as u32);
         route.cpu_fallback = !words.contains(&"nofallback");
+        residents::of_route(&mut route, words);
         let route = Arc::new(route);
         self.names.insert(job_id(n), words[0].to_owned());
         if words.contains(&"offered") {

@@ -9,7 +9,7 @@ use super::floor::Floor;
 use crate::config::Route;
 use crate::devices::Snapshot;
 use crate::item::{JobId, Stage};
-use crate::state::{Demand, Job, PATIENCE, Phase, Pool, Resident, ResidentId, State, Warmth};
+use crate::state::{Demand, Job, PATIENCE, Phase, Pool, Resident, ResidentId, State, Warmth, is_same};
 use crate::units::Moment;
 
 /// One resident during a plan.
@@ -113,14 +113,10 @@ impl<'a> Warm<'a> {
         }
         let starting = |seat: &&Seat| seat.is_starting() && seat.resident.serves(route);
         let starting = self.seats.iter().filter(starting).count()
-            + self.fresh.iter().filter(|fresh| Arc::ptr_eq(fresh, route) || *fresh == route).count();
-        let counted = self.on_starting.iter_mut().find(|(of, _)| Arc::ptr_eq(of, route) || of == route);
-        let waiting = counted.as_ref().map_or(0, |(_, waiting)| *waiting);
-        if waiting < starting * route.batch.max_items as usize {
-            match counted {
-                Some((_, waiting)) => *waiting += 1,
-                None => self.on_starting.push((route.clone(), 1)),
-            }
+            + self.fresh.iter().filter(|fresh| is_same(fresh, route)).count();
+        let waiting = self.on_starting(route);
+        if *waiting < starting * route.batch.max_items as usize {
+            *waiting += 1;
             return Hope::Starting;
         }
         let serving = self.seats.iter().any(|seat| seat.is_ready() && seat.resident.serves(route));
@@ -131,10 +127,16 @@ impl<'a> Warm<'a> {
     /// This plan starts a worker for the job's route; the job waits for it.
     pub(super) fn start(&mut self, route: &Arc<Route>) {
         self.fresh.push(route.clone());
-        match self.on_starting.iter_mut().find(|(of, _)| Arc::ptr_eq(of, route) || of == route) {
-            Some((_, waiting)) => *waiting += 1,
-            None => self.on_starting.push((route.clone(), 1)),
-        }
+        *self.on_starting(route) += 1;
+    }
+
+    /// How many jobs wait for a worker of the route that is starting.
+    fn on_starting(&mut self, route: &Arc<Route>) -> &mut usize {
+        let at = self.on_starting.iter().position(|(of, _)| is_same(of, route)).unwrap_or_else(|| {
+            self.on_starting.push((route.clone(), 0));
+            self.on_starting.len() - 1
+        });
+        &mut self.on_starting[at].1
     }
 
     /// How many workers of a route live, or are started by this plan.

@@ -15,6 +15,7 @@ use super::spares::Spares;
 use super::{ClaimedJob, NotClaimed};
 use crate::inbox::Candidate;
 use crate::item::{Attempt, ItemKind, ItemName, JobDir, JobId, JobRecord};
+use crate::sys::files;
 use crate::sys::lease::{self, ReadLease, Taken};
 
 /// An item on its way in.
@@ -66,6 +67,7 @@ impl Claim {
             cancelled,
             revived_after: 0,
             batch_limit: None,
+            counters: Default::default(),
         };
         let dir = JobDir::new(name, id);
         Claim { id, candidate, record, dir, folder, job: None, moved: false, companions: Vec::new(), kept: false }
@@ -132,6 +134,7 @@ impl Claim {
             Ok(file) => file,
             Err(Errno::NOENT) => return Err(NotClaimed::Gone),
             Err(Errno::LOOP | Errno::NXIO) => return Err(NotClaimed::Changed),
+            Err(error) if files::has_run_out(error) => return Err(no_room(error)),
             // Not ours to read; then settling alone decided.
             Err(_) => return Ok(None),
         };
@@ -316,6 +319,7 @@ pub(super) fn no_room(error: Errno) -> NotClaimed {
         Errno::NOSPC => "no room left on the root's file system".to_owned(),
         Errno::DQUOT => "the disk quota on the root's file system is used up".to_owned(),
         Errno::ROFS => "the root's file system is mounted read-only".to_owned(),
+        error if files::has_run_out(error) => files::shortage(error),
         error => format!("the root's file system refuses to write: {error}"),
     })
 }

@@ -532,6 +532,9 @@ impl Desk {
             }
         };
         let shelf_dir = |shelf| shelves::open_shelf(&self.ground, shelf).ok();
+        if !finish.is_quiet() {
+            self.books.tally().files_one();
+        }
         self.books.moved(Shelf::of(outcome), &day, &[outcome], true, shelf_dir);
         self.trailing_at = Some(self.clock.now() + TRAILING);
         self.troubles.is_well(About::Job(finish.record.id));

@@ -78,6 +78,11 @@ impl Finish {
         Finish { quiet: true, ..self }
     }
 
+    /// Nobody waits for its answer.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     pub(super) fn step(&self) -> Step {
         self.step
     }
@@ -144,6 +149,7 @@ impl Finish {
             attempts,
             outputs: outputs.listed,
             result: self.ending.result.clone(),
+            counters: record.counters.clone(),
         }
     }
 

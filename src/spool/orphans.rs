@@ -16,6 +16,7 @@ use super::ground::Ground;
 use super::record::{self, LOCK};
 use crate::item::{JobDir, JobId};
 use crate::proc::{self, ProcStat, all_pids};
+use crate::root::Root;
 use crate::units::{Clock, Moment};
 use crate::worker::LockRecord;
 
@@ -49,13 +50,10 @@ const LOOKS: usize = 5;
 /// yet. It shows itself, or lets go, within moments.
 const UNSEEN: Duration = Duration::from_millis(20);
 
-/// Where resident workers have their directories, below the root.
-const RESIDENTS: &str = ".gamdok/residents";
-
 /// Ends the resident workers of the last director, and removes their directories. One that hangs in the kernel has its
 /// SIGKILL before it: it does nothing more, and its device's lock tells that it is there.
 pub(super) fn end_residents(ground: &Ground, clock: Clock) {
-    let home = ground.root.path().join(RESIDENTS);
+    let home = ground.root.residents();
     let Ok(entries) = std::fs::read_dir(&home) else { return };
     let known = entries.flatten().filter_map(|entry| JobDir::parse(&entry.file_name()));
     let suspects: Vec<Suspect> =
@@ -172,7 +170,7 @@ impl Lock {
     fn look(ground: &Ground, suspect: &Suspect) -> Option<Lock> {
         let job = match suspect.home {
             Home::Claimed => record::open_dir(ground.claimed(), suspect.dir.as_str()),
-            Home::Residents => record::open_dir(ground.root.dir(), format!("{RESIDENTS}/{}", suspect.dir)),
+            Home::Residents => record::open_dir(ground.root.dir(), format!("{}/{}", Root::RESIDENTS, suspect.dir)),
         };
         let job = job.ok()?;
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;

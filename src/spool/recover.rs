@@ -398,6 +398,7 @@ fn stand_in(job: BorrowedFd<'_>, id: JobId) -> JobRecord {
         cancelled: false,
         revived_after: 0,
         batch_limit: None,
+        counters: Default::default(),
     }
 }
 

@@ -1,17 +1,18 @@
 //! `retry` of an ended job: its directory goes back to `claimed/`, its result becomes `result.<k>.json`, and its attempts
 //! go on numbering. Until the result has its new name, a kill leaves an ended job that the next start files again.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 
 use super::ground::Ground;
 use super::record::{self, Read};
 use super::tally::{Shelf, days, jobs};
 use super::{ClaimedJob, write};
-use crate::item::{Attempt, JobDir, JobId, JobRecord, Outcome};
+use crate::item::{JobDir, JobId, JobRecord, Outcome};
 use crate::root::Root;
 
 /// A job that ended: where its directory lies.
@@ -104,6 +105,9 @@ fn next_record(job: &OwnedFd, id: JobId, dir: &JobDir) -> Result<(JobRecord, Out
             "job {id} has no readable job.json: drop its item into the inbox again (it lies in {dir}/item/)"
         ));
     };
+    if !is_as_claimed(fd, &record) {
+        return Err(format!("job {id} isn't retried: its item is neither a file nor a directory ({dir}/item/)"));
+    }
     let Read::Whole(result) = record::read_result(fd, record::RESULT, id).map_err(words)? else {
         return Err(format!("job {id} has no readable result.json; the next start of the director looks at it again"));
     };
@@ -112,13 +116,24 @@ fn next_record(job: &OwnedFd, id: JobId, dir: &JobDir) -> Result<(JobRecord, Out
     }
     let last = result.attempts.iter().chain(&record.attempts).filter(|a| a.ended_at.is_some()).map(|a| a.n).max();
     record.revived_after = last.unwrap_or(0);
+    // The next one is planned when it starts: that sets aside what lies in `out/`, which was never its own.
     record.attempts = result.attempts;
-    record.attempts.push(Attempt::planned(record.revived_after + 1));
+    record.counters = result.counters;
     record.avoid.clear();
     record.cancelled = false;
     // Its worker may have changed the item: that was its right.
     record.signature = None;
     Ok((record, result.outcome))
+}
+
+/// A device, a pipe or a link is never opened, also when it was cancelled out of the inbox and is retried. What is gone is
+/// left to its attempt, which says so.
+fn is_as_claimed(job: BorrowedFd<'_>, record: &JobRecord) -> bool {
+    let name = [record::ITEM.as_bytes(), b"/", record.item_name().as_bytes()].concat();
+    match rustix::fs::statat(job, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Directory),
+        Err(error) => error == Errno::NOENT,
+    }
 }
 
 impl Revived {

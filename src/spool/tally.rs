@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
@@ -66,13 +66,27 @@ pub struct Tally {
     done: AtomicI64,
     failed: AtomicI64,
     cancelled: AtomicI64,
+    /// How many finishes of this run were moved; counted before their outcome is.
+    filed: AtomicU64,
     complete: AtomicBool,
 }
 
 impl Tally {
     pub fn read(&self) -> Ended {
-        let of = |sum: &AtomicI64| sum.load(Ordering::Relaxed).max(0) as u64;
+        let of = |sum: &AtomicI64| sum.load(Ordering::SeqCst).max(0) as u64;
         Ended { done: of(&self.done), failed: of(&self.failed), cancelled: of(&self.cancelled) }
+    }
+
+    /// The same, with how many finishes of this run are among them at least: those whose answer isn't heard yet are jobs
+    /// still for whoever waits for it.
+    pub fn read_with_filed(&self) -> (Ended, u64) {
+        let ended = self.read();
+        std::sync::atomic::fence(Ordering::SeqCst);
+        (ended, self.filed.load(Ordering::SeqCst))
+    }
+
+    pub(super) fn files_one(&self) {
+        self.filed.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Whether everything that lay there at the start has been counted.
@@ -83,7 +97,7 @@ impl Tally {
     fn add(&self, ended: Ended, sign: i64) {
         for (sum, n) in [(&self.done, ended.done), (&self.failed, ended.failed), (&self.cancelled, ended.cancelled)] {
             if n > 0 {
-                sum.fetch_add(sign * n as i64, Ordering::Relaxed);
+                sum.fetch_add(sign * n as i64, Ordering::SeqCst);
             }
         }
     }
@@ -181,6 +195,10 @@ impl Books {
     /// Everything is still to be counted.
     pub(super) fn new(tally: Arc<Tally>) -> Books {
         Books { tally, counted: BTreeMap::new(), todo: BTreeSet::new(), touched: BTreeSet::new() }
+    }
+
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Directories of these outcomes came to a day, or left it.

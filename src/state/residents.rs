@@ -34,6 +34,11 @@ pub struct Resident {
     pub pid: Option<i32>,
 }
 
+/// Whether two routes say the same; mostly they are one.
+pub fn is_same(one: &Arc<Route>, other: &Arc<Route>) -> bool {
+    Arc::ptr_eq(one, other) || one == other
+}
+
 /// Where it stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Warmth {
@@ -63,7 +68,7 @@ impl Resident {
 
     /// Whether it was started for this very route.
     pub fn serves(&self, route: &Arc<Route>) -> bool {
-        Arc::ptr_eq(&self.route, route) || self.route == *route
+        is_same(&self.route, route)
     }
 
     /// The batches that haven't ended.
@@ -230,7 +235,7 @@ impl State {
 
     /// Whether a resident's route is one of the configuration's, as it was.
     pub fn is_current(&self, route: &Arc<Route>) -> bool {
-        self.routes.iter().any(|current| Arc::ptr_eq(current, route) || current == route)
+        self.routes.iter().any(|current| is_same(current, route))
     }
 
     /// The pool of a resident's devices.

@@ -1,4 +1,6 @@
-//! The few calls that need `unsafe`, each behind a safe function: what neither the standard library nor rustix offers.
+//! The process and its kernel. The few calls that need `unsafe` live here, each behind a safe function: what neither the
+//! standard library nor rustix offers.
 
+pub mod files;
 pub mod lease;
 pub mod spawn;

@@ -16,6 +16,8 @@ use std::sync::OnceLock;
 
 use rustix::process::Pid;
 
+use super::files;
+
 /// A process to start; nothing left to decide.
 #[derive(Debug)]
 pub struct Spawn<'a> {
@@ -63,7 +65,9 @@ impl Spawn<'_> {
             )
         };
         check(error)?;
-        Pid::from_raw(pid).ok_or_else(|| io::Error::other("the C library started a process without a number"))
+        let pid = Pid::from_raw(pid);
+        pid.into_iter().for_each(files::restore_limit);
+        pid.ok_or_else(|| io::Error::other("the C library started a process without a number"))
     }
 }
 

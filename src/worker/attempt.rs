@@ -406,7 +406,7 @@ impl Start<'_> {
         let spawn =
             Spawn { program: &program, argv: self.argv, env: self.env, cwd: self.cwd, descriptors: &descriptors };
         let process =
-            Process::start(&spawn, self.job).map_err(|NotStarted { error, host }| not_started(error, host))?;
+            Process::start(&spawn, self.job).map_err(|NotStarted { error, host, .. }| not_started(error, host))?;
         Ok((process, ours))
     }
 }

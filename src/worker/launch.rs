@@ -74,7 +74,7 @@ pub struct Expanded {
 }
 
 /// Meant for the director alone; a worker that had them would speak to systemd in its name, or take fd 3 for a listener.
-const NOT_INHERITED: [&str; 6] =
+pub(crate) const NOT_INHERITED: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
 /// What a resident worker's environment doesn't have: it is told of each item on fd 3.

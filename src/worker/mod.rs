@@ -10,8 +10,8 @@ mod log;
 mod message;
 mod outbox;
 mod outputs;
-mod process;
-mod program;
+pub(crate) mod process;
+pub(crate) mod program;
 mod resident;
 mod split;
 mod strays;
@@ -31,9 +31,10 @@ use serde_json::value::RawValue;
 use crate::item::{JobId, StopWhy};
 use crate::units::{Bytes, Moment};
 
+pub(crate) use launch::NOT_INHERITED;
 pub use launch::{DeviceWords, Expanded, Facts, OF_ONE_ITEM, expand};
 pub use lock::{LockRecord, is_held};
-pub use resident::{News, ResidentHandle, ResidentLaunch, Task, residents_dir, start_resident};
+pub use resident::{News, ResidentHandle, ResidentLaunch, Task, start_resident};
 pub use split::{SlotLaunch, SplitLaunch};
 pub use strays::adopt_orphans;
 pub use thread::{Handle, start};
@@ -152,6 +153,18 @@ pub enum End {
     Io(String),
     /// The worker thread itself failed.
     Panicked,
+}
+
+impl End {
+    /// The exit code and the signal of a process that ended, as far as there was one.
+    pub fn codes(&self) -> (Option<i32>, Option<i32>) {
+        match self {
+            End::Exited(code) => (Some(*code), None),
+            End::Signalled(signal) => (None, Some(*signal)),
+            End::TimedOut { exit_code, signal } | End::Stopped { exit_code, signal, .. } => (*exit_code, *signal),
+            _ => (None, None),
+        }
+    }
 }
 
 /// The last word on fd 3.

@@ -11,7 +11,7 @@ use crossbeam_channel::{Sender, TrySendError};
 
 use super::Event;
 use super::channel::Broken;
-use crate::item::JobId;
+use crate::item::{JobId, plus};
 
 /// The least time between two deliveries.
 const EVERY: Duration = Duration::from_millis(100);
@@ -63,9 +63,19 @@ impl Outbox {
         if MAX_COUNTERS <= self.counts.len() && !self.counts.contains_key(&name) {
             return Err(Broken(format!("more than {MAX_COUNTERS} counters")));
         }
-        *self.counts.entry(name).or_default() += by;
+        let sum = self.counts.entry(name).or_default();
+        *sum = plus(*sum, by);
         self.waiting = true;
         Ok(())
+    }
+
+    /// Takes over what another one hasn't delivered.
+    pub(super) fn take_counts(&mut self, other: &mut Outbox) {
+        for (name, by) in std::mem::take(&mut other.counts) {
+            let sum = self.counts.entry(name).or_default();
+            *sum = plus(*sum, by);
+        }
+        self.waiting |= !self.counts.is_empty();
     }
 
     /// When [`Outbox::deliver`] has something to do; none when all is delivered.
@@ -100,6 +110,12 @@ impl Outbox {
         if self.started.is_some() && self.not_before.is_some_and(|not_before| now < not_before) {
             self.started = None;
         }
+        self.finish();
+    }
+
+    /// The same for an item that its worker never came to: what was counted meanwhile was counted.
+    pub(super) fn finish_unbegun(&mut self) {
+        (self.started, self.progress) = (None, None);
         self.finish();
     }
 

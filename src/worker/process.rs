@@ -15,32 +15,34 @@ use crate::proc::ProcStat;
 use crate::sys::spawn::Spawn;
 
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pid: Pid,
     /// Readable once it has ended.
     handle: OwnedFd,
-    pub(super) start_ticks: u64,
+    pub(crate) start_ticks: u64,
     waited_for: bool,
     _registered: Registered,
 }
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Exit {
+pub(crate) enum Exit {
     Code(i32),
     Signal(i32),
 }
 
 /// Why a process could not be started, and whose fault that is.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct NotStarted {
-    pub(super) error: String,
+pub(crate) struct NotStarted {
+    pub(crate) error: String,
     /// The host's: no memory, no process slots. Else the route's: no such program.
-    pub(super) host: bool,
+    pub(crate) host: bool,
+    /// The program can't run here, whatever it is given.
+    pub(crate) program: bool,
 }
 
 impl Process {
-    pub(super) fn start(order: &Spawn, job: JobId) -> Result<Process, NotStarted> {
+    pub(crate) fn start(order: &Spawn, job: JobId) -> Result<Process, NotStarted> {
         let pid = order.start().map_err(|error| not_started(order, &error))?;
         // Read before anyone could wait for it, so it is there even when it has ended.
         let start_ticks = ProcStat::read(pid.as_raw_pid()).map_or(0, |stat| stat.start_ticks);
@@ -50,23 +52,23 @@ impl Process {
             Err(error) => {
                 let _gone = kill_process_group(pid, Signal::KILL);
                 let _status = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
-                Err(NotStarted { error: format!("no handle on the process: {error}"), host: true })
+                Err(NotStarted { error: format!("no handle on the process: {error}"), host: true, program: false })
             }
         }
     }
 
-    pub(super) fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.pid.as_raw_pid()
     }
 
     /// Asks the whole group to end.
-    pub(super) fn ask(&self) {
+    pub(crate) fn ask(&self) {
         self.signal(Signal::TERM);
         // One that was stopped can't hear before it goes on.
         self.signal(Signal::CONT);
     }
 
-    pub(super) fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.signal(Signal::KILL);
     }
 
@@ -80,7 +82,7 @@ impl Process {
     }
 
     /// Waits until it has ended.
-    pub(super) fn wait(&mut self) -> io::Result<Exit> {
+    pub(crate) fn wait(&mut self) -> io::Result<Exit> {
         let status = loop {
             match waitid(WaitId::PidFd(self.handle.as_fd()), WaitIdOptions::EXITED) {
                 Err(Errno::INTR) => {}
@@ -131,5 +133,6 @@ fn not_started(order: &Spawn, error: &io::Error) -> NotStarted {
     } else {
         error.to_string()
     };
-    NotStarted { error: format!("cannot start `{program}`: {because}"), host }
+    let unfit = matches!(errno, Some(Errno::NOENT | Errno::NOEXEC | Errno::ACCESS | Errno::NOTDIR | Errno::PERM));
+    NotStarted { error: format!("cannot start `{program}`: {because}"), host, program: unfit }
 }

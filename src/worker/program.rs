@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// The file to run, relative to `cwd` if it is relative; or why there is none.
-pub(super) fn find<'a>(program: &'a OsStr, env: &[(OsString, OsString)], cwd: &Path) -> Result<Cow<'a, Path>, String> {
+pub(crate) fn find<'a>(program: &'a OsStr, env: &[(OsString, OsString)], cwd: &Path) -> Result<Cow<'a, Path>, String> {
     if program.is_empty() {
         return Err("the command is empty".to_owned());
     }

@@ -56,6 +56,7 @@ pub(crate) fn record(n: u64, route: Arc<Route>) -> JobRecord {
         cancelled: false,
         revived_after: 0,
         batch_limit: None,
+        counters: Default::default(),
     }
 }
 

@@ -248,8 +248,10 @@ pub fn library(driver: Driver) -> PathBuf {
         return folder;
     }
     fs::create_dir_all(&folder).expect("a folder for the library");
-    // Other tests may be building it, too: whoever is last replaces the same with the same.
-    let own = folder.join(format!("{}.so", std::process::id()));
+    // Other tests may be building it, too, also in this process: whoever is last replaces the same with the same.
+    static BUILDS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let build = BUILDS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let own = folder.join(format!("{}-{build}.so", std::process::id()));
     let mut compiler = Command::new("cc");
     compiler.args(["-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-format-truncation"]);
     if driver == Driver::Old {

@@ -6,6 +6,10 @@ use super::super::Answer;
 use super::super::claim::no_room;
 use super::super::trouble::About;
 use super::{BACKOFF, BACKOFF_AT_MOST, Desk, Op, RECHECK};
+use crate::sys::files;
+
+/// So many files a group has open beside those that stay open.
+const FILES: usize = 8;
 
 /// What a turn was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +45,11 @@ impl Desk {
         let cannot_write = |error: &Errno| full.is_none() && self.space.try_writing().is_err() && !is_broken(error);
         let broken = errors().find(is_broken).or_else(|| errors().next().filter(cannot_write));
         if let Some(error) = broken {
-            self.cannot_write(format!(
-                "writing under the root fails ({error}); what has ended is kept and tried again"
-            ));
+            let what = match files::has_run_out(error) {
+                true => files::shortage(error),
+                false => format!("writing under the root fails ({error})"),
+            };
+            self.cannot_write(format!("{what}; what has ended is kept and tried again"));
         }
         let wait = if freed { std::time::Duration::ZERO } else { self.backoff };
         for (op, error) in refused {
@@ -94,7 +100,8 @@ impl Desk {
     pub(super) fn tried_again(&mut self, refusal: Refusal) {
         if self.troubles.is_writing_refused() && refusal != Refusal::General {
             let writing = self.space.try_writing();
-            if writing.is_err() || !self.ground.root.is_intact() {
+            // A claim and a finish take more of them at a time than the try.
+            if writing.is_err() || files::are_free(FILES).is_err() || !self.ground.root.is_intact() {
                 tracing::debug!(?writing, "the root is not usable yet");
                 self.retry_at = self.clock.now() + self.backoff;
                 self.backoff = (self.backoff * 2).min(BACKOFF_AT_MOST);

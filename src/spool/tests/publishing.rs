@@ -75,6 +75,7 @@ fn a_job_retried_by_hand_owes_its_next_outputs_only() {
             other => panic!("{other:?}"),
         }
     };
+    let revived = planned(*revived, 2);
     assert!(!dir.exists() && owed(&place) == 0);
     assert!(matches!(desk.ask(Task::Prepare { record: revived.record.clone() }), Answer::Prepared { .. }));
     let record = desk.run(&place, &revived, 2, &["second"]);
