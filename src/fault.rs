@@ -204,6 +204,9 @@ fn verdict(case: &Case, device_lost: bool) -> Fault {
             Reason::Timeout,
             format!("its resident worker was not ready within {}", humantime::format_duration(*within)),
         ),
+        // Its own retries lie behind each batch; what was merged stays, for a retry by hand.
+        End::BatchFailed(error) => Fault::Final { reason: Reason::Exit, what: words(error) },
+        End::BadInput(error) => Fault::Final { reason: Reason::Invalid, what: words(error) },
         // What a worker says, or how it says it, is its own doing: a GPU that fails shows itself by an exit or a signal.
         End::Protocol(error) => {
             not_the_device(Reason::Protocol, format!("broke the protocol of fd 3: {}", words(error)))

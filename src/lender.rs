@@ -314,8 +314,9 @@ impl Lending {
                 Decision::Start { job, on } => self.lend(job, on),
                 // There are no offers and no retries here, and who has a lost device finds out by itself.
                 Decision::Stop { .. } | Decision::Claim { .. } | Decision::Refuse { .. } | Decision::Due { .. } => {}
-                // Nor resident workers.
+                // Nor resident workers, nor big line files.
                 Decision::Warm { .. } | Decision::Hand { .. } | Decision::Retire { .. } => {}
+                Decision::Grow { .. } | Decision::Shrink { .. } => {}
             }
         }
     }

@@ -1,8 +1,10 @@
 //! Decides what happens next. Pure: no clock, no channel, no file, no driver call. Invariants: a plan gives a device no
 //! more leases than it has slots, gives nothing to a device whose verdict forbids it, and starts a job at most once.
+//! A job that many can work on at once gets what is left over, and its further slots are called back for what waits.
 //! It is made after every event, so it looks at the devices and at the heads of the lines, never at all jobs.
 
 mod floor;
+mod share;
 mod waits;
 mod warm;
 
@@ -20,6 +22,7 @@ use crate::state::{Demand, Line, Phase, Pool, Rank, ResidentId, State};
 
 pub(crate) use floor::for_more;
 use floor::{Floor, Look, Need, Taking};
+use share::Sharing;
 pub use waits::{Waits, why_offer_waits, why_waiting};
 use warm::{Hope, Warm};
 
@@ -40,6 +43,10 @@ pub enum Decision {
     Hand { jobs: Vec<JobId>, to: ResidentId },
     /// The resident worker ends what it has, and goes.
     Retire { resident: ResidentId },
+    /// Give a running job that many can work on at once a further slot on these devices.
+    Grow { job: JobId, on: Vec<DeviceId> },
+    /// A further slot is wanted elsewhere: it leaves after the batch it has.
+    Shrink { job: JobId, slot: u32 },
     /// A running attempt lost its device.
     Stop { job: JobId },
     /// A retry's time has come. The same plan may start it.
@@ -54,7 +61,8 @@ pub const MAX_AHEAD: usize = 64;
 pub fn plan(state: &State, snapshot: &Snapshot) -> Vec<Decision> {
     let due = state.due();
     let mut decisions: Vec<Decision> = due.iter().map(|&job| Decision::Due { job }).collect();
-    decisions.extend(lost(state, snapshot).into_iter().map(|job| Decision::Stop { job }));
+    let lost = lost(state, snapshot);
+    decisions.extend(lost.iter().map(|&job| Decision::Stop { job }));
     let over = warm::over(state, snapshot);
     decisions.extend(over.iter().map(|&resident| Decision::Retire { resident }));
     if state.phase != Phase::Running || !state.may_start {
@@ -62,9 +70,11 @@ pub fn plan(state: &State, snapshot: &Snapshot) -> Vec<Decision> {
     }
     let mut planner = Planner::new(state, snapshot, &due);
     planner.warm.dismiss(&over);
+    planner.sharing.dismiss(&lost);
     planner.start_waiting();
     planner.take_offers();
     planner.decisions.extend(planner.warm.batches());
+    planner.share();
     decisions.append(&mut planner.decisions);
     if !planner.checks.is_empty() {
         decisions.push(Decision::Check { devices: planner.checks });
@@ -94,12 +104,15 @@ struct Planner<'a> {
     snapshot: &'a Snapshot,
     floor: Floor<'a>,
     warm: Warm<'a>,
+    sharing: Sharing<'a>,
     /// The retries that this plan lets in, by line.
     due: BTreeMap<Line, BTreeSet<Rank>>,
     /// What this plan changes in the counts of running and waiting jobs.
     started: HashMap<String, u32>,
     /// Jobs claimed and not started, by pool and by route.
     ahead: Ahead,
+    /// Offers that this plan claims and has a place for, by route.
+    placed: HashMap<String, usize>,
     decisions: Vec<Decision>,
     checks: Vec<DeviceId>,
 }
@@ -131,8 +144,8 @@ impl<'a> Planner<'a> {
         }
         let floor = Floor::new(state, snapshot);
         let (started, decisions, checks) = (HashMap::new(), Vec::new(), Vec::new());
-        let warm = Warm::new(state);
-        Planner { state, snapshot, floor, warm, due: lines, started, ahead, decisions, checks }
+        let (warm, sharing, placed) = (Warm::new(state), Sharing::new(state), HashMap::new());
+        Planner { state, snapshot, floor, warm, sharing, due: lines, started, ahead, placed, decisions, checks }
     }
 
     fn running_of(&self, route: &str) -> u32 {
@@ -148,7 +161,7 @@ impl<'a> Planner<'a> {
         let heads = rests.iter_mut().enumerate().filter_map(|(at, rest)| Some(Reverse((*rest.next()?, at))));
         let mut heads: BinaryHeap<Reverse<(Rank, usize)>> = heads.collect();
         while let Some(Reverse((rank, at))) = heads.pop() {
-            if self.place(rank.id, lines[at])
+            if self.place(rank.id, lines[at], 1 + rests[at].len())
                 && let Some(next) = rests[at].next()
             {
                 heads.push(Reverse((*next, at)));
@@ -157,8 +170,9 @@ impl<'a> Planner<'a> {
         self.due = due;
     }
 
-    /// Starts one job, or takes its devices for it until they were looked at. False when its line has to wait.
-    fn place(&mut self, job: JobId, line: &Line) -> bool {
+    /// Starts one job, or takes its devices for it until they were looked at. False when its line has to wait, with so many
+    /// jobs in it.
+    fn place(&mut self, job: JobId, line: &Line, waiting: usize) -> bool {
         let demand = &line.demand;
         if demand.max_running.is_some_and(|most| self.running_of(&demand.route) >= most) {
             return false;
@@ -170,7 +184,12 @@ impl<'a> Planner<'a> {
             return settled;
         }
         let Some(places) = self.floor.place(&need) else {
-            self.make_room(job, &need);
+            let allowed = demand.max_running.map(|most| (most - self.running_of(&demand.route)) as usize);
+            // One worker of a resident route takes many.
+            let count = if demand.resident { 1 } else { waiting.min(allowed.unwrap_or(usize::MAX)) };
+            if !self.call_back(&need, demand.priority.0, count) {
+                self.make_room(job, &need);
+            }
             self.floor.keep(&need);
             return false;
         };
@@ -267,12 +286,13 @@ impl<'a> Planner<'a> {
             *self.ahead.claiming.entry(pool).or_default() += 1;
             *self.ahead.route.entry(route.name.clone()).or_default() += 1;
             self.decisions.push(Decision::Claim { key: line[n].key.clone() });
-            claimed.push(Need::of(&Demand::of(route), self.snapshot));
+            claimed.push((&route.name, Need::of(&Demand::of(route), self.snapshot)));
             heads.extend(head(at, n + 1));
         }
         // Their devices are looked at while the claims are written: a start right after them needs no second wait.
-        for need in claimed {
+        for (route, need) in claimed {
             if let Some(places) = self.floor.place(&need) {
+                *self.placed.entry(route.clone()).or_default() += 1;
                 self.floor.take(&places, &need, Taking::Promised);
                 self.ask(&places);
             }

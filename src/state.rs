@@ -4,6 +4,7 @@
 
 mod check;
 mod residents;
+mod slots;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque, btree_map, hash_map};
@@ -19,6 +20,7 @@ use crate::item::{IllegalStep, JobId, JobRecord, Stage, Step};
 use crate::units::{Bytes, Moment};
 use residents::Residents;
 pub use residents::{PATIENCE, Resident, ResidentId, SHORTEST_TURN, Warmth, is_same};
+pub use slots::Slot;
 
 /// What the director as a whole is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,12 @@ pub struct Job {
     pub progress: Option<Progress>,
     /// The resident worker that has it; the leases are that one's.
     pub resident: Option<ResidentId>,
+    /// Slots beside its first, while many work on it at once.
+    pub further: Vec<Slot>,
+    /// More of them would have something to do.
+    pub ahead: bool,
+    /// How many it was ever given.
+    slots_given: u32,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -79,7 +87,8 @@ pub struct Progress {
 impl Job {
     /// One that nothing was done for yet.
     pub fn new(record: Arc<JobRecord>, stage: Stage) -> Job {
-        Job { record, stage, pid: None, progress: None, resident: None }
+        let (further, ahead, slots_given) = (Vec::new(), false, 0);
+        Job { record, stage, pid: None, progress: None, resident: None, further, ahead, slots_given }
     }
 
     /// Since when it could start.
@@ -217,6 +226,8 @@ pub struct State {
     offers: BTreeMap<(Reverse<i32>, String), VecDeque<Candidate>>,
     devices: BTreeMap<DeviceId, Device>,
     residents: Residents,
+    /// Jobs with further slots, or with a use for them.
+    sharing: BTreeSet<JobId>,
     /// The routes in force: a resident of another one has nothing to wait for.
     routes: Vec<Arc<Route>>,
     /// The last ends, for the claims ahead.
@@ -268,6 +279,7 @@ impl State {
             offers: BTreeMap::new(),
             devices: BTreeMap::new(),
             residents: Residents::default(),
+            sharing: BTreeSet::new(),
             routes: Vec::new(),
             ends: HashMap::new(),
             counts: Stages::default(),
@@ -351,6 +363,7 @@ impl State {
             job.pid = None;
             job.progress = None;
             self.leave_resident(&mut job, began);
+            self.end_sharing(&mut job);
         }
         if matches!(job.stage, Stage::Ended { .. } | Stage::Withdrawn) {
             return Ok(());

@@ -9,12 +9,13 @@ mod gear;
 mod judge;
 mod residents;
 mod scenarios;
+mod slots;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Batch, Mode, Policy, Route};
+use crate::config::{Batch, Compress, Mode, Policy, Route, Split};
 use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, HostMode, Snapshot};
 use crate::fault::{self, Next};
 use crate::inbox::{Candidate, CandidateKey};
@@ -94,6 +95,9 @@ struct World {
     next_job: u64,
     /// Items in the order in which their attempts started.
     started: Vec<u64>,
+    /// Further slots that were given, and those that were called back.
+    grown: u64,
+    shrunk: u64,
     trace: Vec<String>,
 }
 
@@ -159,6 +163,8 @@ impl World {
             next_item: 0,
             next_job: 0,
             started: Vec::new(),
+            grown: 0,
+            shrunk: 0,
             trace: Vec::new(),
         };
         world.state.observe(&world.snapshot);
@@ -185,7 +191,8 @@ impl World {
             22..50 => self.spool_answers(),
             50..68 => self.worker_ends(),
             68..72 => self.resident_lives(),
-            72..86 => self.sweep(),
+            72..76 => self.slots_live(),
+            76..86 => self.sweep(),
             86..92 => self.device_changes(),
             92..94 => self.cordon_by_hand(),
             94..96 => self.cancel(),
@@ -245,6 +252,11 @@ impl World {
             Decision::Warm { job, on } => self.warm(job, on),
             Decision::Hand { jobs, to } => self.hand(jobs, to),
             Decision::Retire { resident } => self.state.resident_retires(resident),
+            Decision::Grow { job, on } => self.grow(job, on),
+            Decision::Shrink { job, slot } => {
+                self.state.recall(job, slot);
+                self.shrunk += 1;
+            }
             Decision::Stop { job } => self.step(job, Step::Stop { why: StopWhy::DeviceLost }),
             Decision::Due { job } => self.step(job, Step::Due),
         }
@@ -546,6 +558,7 @@ impl World {
         for _ in 0..self.spool.len() {
             self.spool_answers();
         }
+        self.slots_go_on();
         self.worker_ends();
         self.residents_go_on();
         self.decide();
@@ -583,7 +596,9 @@ fn some_route(n: u64, chance: &mut Chance) -> Route {
     route.max_running = chance.of(&[None, None, Some(1), Some(2)]);
     route.retries = chance.of(&[0, 2, 5]);
     route.backoff = Duration::from_millis(chance.of(&[0, 10, 5000]));
-    if chance.percent(35) {
+    if chance.percent(30) {
+        route.split = Some(Split { lines: 1, compress: Compress::None, level: 6 });
+    } else if chance.percent(45) {
         route.mode = Mode::Resident;
         let max_wait = Duration::from_millis(chance.of(&[0, 0, 500]));
         route.batch = Batch { max_items: chance.of(&[1, 1, 4, 16]), max_wait };

@@ -8,6 +8,7 @@ mod place;
 mod resident;
 mod route;
 mod schema;
+mod split;
 mod stored;
 pub mod template;
 mod text;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use error::ConfigError;
 pub use parse::{Overrides, Source};
 pub use resident::{Batch, Resident};
+pub use split::{Compress, Split};
 pub use warning::Warning;
 
 use crate::item::ItemKind;
@@ -224,6 +226,9 @@ pub struct Route {
     pub batch: Batch,
     #[serde(default)]
     pub resident: Resident,
+    /// The item is a big line file that many work on at once.
+    #[serde(default)]
+    pub split: Option<Split>,
     pub env: BTreeMap<String, String>,
     /// Absolute, or with placeholders; none: the configuration's directory.
     pub cwd: Option<String>,
@@ -270,6 +275,7 @@ impl Route {
             mode: Mode::Oneshot,
             batch: Batch::default(),
             resident: Resident::default(),
+            split: None,
             env: BTreeMap::new(),
             cwd: None,
             dir: dir.into(),

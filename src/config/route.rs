@@ -11,7 +11,7 @@ use toml::de::DeTable;
 use super::parse::{VISIBLE, optional_path, value};
 use super::template::Placeholder;
 use super::text::{Fault, Table};
-use super::{Ready, Route, RouteKind, place, resident, template};
+use super::{Ready, Route, RouteKind, place, resident, split, template};
 use crate::item::escape;
 use crate::units::Bytes;
 
@@ -87,11 +87,13 @@ fn route(table: &Table<'_>, name: String, dir: &Path, root: &Path) -> Route {
     let positive = Duration::from_millis(1)..=Duration::MAX;
     let any = Duration::ZERO..=Duration::MAX;
     let kinds = &[("file", RouteKind::File), ("directory", RouteKind::Directory), ("any", RouteKind::Any)];
+    let kind = table.choice("kind", kinds);
     let backoff = table.duration("backoff", Duration::ZERO..=Route::MAX_BACKOFF);
     Route {
         folder: folder(table),
         patterns: patterns(table, "match", name_pattern),
-        kind: value(table.choice("kind", kinds), default.kind),
+        split: split::read(table, mode, kind.as_ref()),
+        kind: value(kind, default.kind),
         command: command(table),
         mode,
         batch,

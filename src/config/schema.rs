@@ -34,17 +34,19 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "outputs",
             "batch",
             "resident",
+            "split",
             "ready",
             "publish",
         ],
     ),
     ("route.batch", &["max_items", "max_wait"]),
     ("route.resident", &["idle_timeout", "max_items", "ready_timeout"]),
+    ("route.split", &["lines", "compress", "level"]),
     ("route.ready", &["settle", "marker", "manifest", "min_bytes", "validator"]),
 ];
 
 /// Known words that nothing answers to yet: refused with that reason rather than ignored.
-const LATER: &[(&str, &[&str])] = &[("", &["notify", "engine"]), ("route", &["split"])];
+const LATER: &[(&str, &[&str])] = &[("", &["notify", "engine"])];
 
 /// Words that other schedulers use for the same wish.
 const ALIASES: &[(&str, &str, &str)] = &[

@@ -15,7 +15,7 @@ use crate::fault::{self, Next};
 use crate::item::{Attempt, JobId, JobRecord, Outcome, Stage, Step, StopWhy};
 use crate::ledger;
 use crate::spool;
-use crate::state::{Progress, ResidentId, looked_at};
+use crate::state::{Progress, ResidentId, State, looked_at};
 use crate::units::{Bytes, Moment};
 use crate::worker::{self, End, Report};
 
@@ -116,15 +116,22 @@ impl Director {
         self.running.insert(id, Running::new(handle, self.state.now));
     }
 
-    /// Everything the worker needs.
-    fn prepare_launch(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> worker::Launch {
+    /// What is run on these devices for a job, and on which cores.
+    pub(super) fn words_for(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> (worker::Expanded, Vec<usize>) {
         let route = &record.route;
         let dir = self.root.claimed().join(record.dir().as_str());
         let name = record.item_name();
-        let item = dir.join("item").join(name.as_os_str());
         let (on, pinning, cpus) = self.confine(route, on);
-        let facts = worker::Facts { id: record.id, attempt: n, name, dir: dir.clone(), on, pinning };
-        let worker::Expanded { argv, env, cwd } = worker::expand(route, &facts, std::env::vars_os());
+        let facts = worker::Facts { id: record.id, attempt: n, name, dir, on, pinning };
+        (worker::expand(route, &facts, std::env::vars_os()), cpus)
+    }
+
+    /// Everything the worker needs.
+    fn prepare_launch(&mut self, record: &JobRecord, n: u32, on: &[DeviceId]) -> worker::Launch {
+        let route = &record.route;
+        let (worker::Expanded { argv, env, cwd }, cpus) = self.words_for(record, n, on);
+        let dir = self.root.claimed().join(record.dir().as_str());
+        let item = dir.join("item").join(record.item_name().as_os_str());
         worker::Launch {
             job: record.id,
             attempt: n,
@@ -141,6 +148,13 @@ impl Director {
             kill_grace: route.kill_grace,
             outputs: route.outputs.clone(),
             max_log: self.config.history.max_log,
+            split: route.split.as_ref().map(|split| worker::SplitLaunch {
+                lines: split.lines.into(),
+                compress: split.gzip(),
+                retries: route.retries,
+                backoff: route.backoff,
+                tag: format!("{:?}", (&route.command, &route.env, &route.cwd, split.level)),
+            }),
         }
     }
 
@@ -188,10 +202,12 @@ impl Director {
     pub(super) fn on_worker(&mut self, event: worker::Event) {
         match event {
             worker::Event::Started { job, attempt, pid, at } => {
-                self.state.set_pid(job, pid);
+                if let Some(pid) = pid {
+                    self.state.set_pid(job, pid);
+                }
                 let record = self.state.rewrite(job, |record| {
                     if let Some(last) = record.attempts.last_mut() {
-                        last.pid = Some(pid);
+                        last.pid = pid;
                         last.started_at = Some(at);
                     }
                 });
@@ -204,6 +220,8 @@ impl Director {
                 self.state.set_progress(job, Progress { fraction, message });
             }
             worker::Event::Count { job, name, by, .. } => self.on_count(job, &name, by),
+            worker::Event::Ahead { job, ahead, .. } => self.state.set_ahead(job, ahead),
+            worker::Event::SlotGone { job, no, .. } => self.on_slot_gone(job, no),
             worker::Event::Ended(report) => self.on_ended(*report),
             worker::Event::Resident { id, news } => self.on_resident(id, news),
         }
@@ -213,10 +231,10 @@ impl Director {
     /// GPU's fall from the bus long before anybody else hears of that.
     fn on_ended(&mut self, report: Report) {
         let Some(job) = self.state.job(report.job) else { return };
-        let on: Vec<DeviceId> = job.stage.leased().iter().filter(|it| self.is_driven(it)).cloned().collect();
+        let on: Vec<DeviceId> = job.devices().into_iter().filter(|it| self.is_driven(it)).collect();
         let failed = match &report.end {
             End::Exited(code) => *code != 0,
-            End::Signalled(_) => true,
+            End::Signalled(_) | End::BatchFailed(_) => true,
             _ => false,
         };
         let running = matches!(job.stage, Stage::Running { .. });
@@ -249,7 +267,11 @@ impl Director {
 
     fn judge(&mut self, report: Report) {
         let Some(job) = self.state.job(report.job) else { return };
-        let on = job.stage.leased().to_vec();
+        let mut on = job.stage.leased().to_vec();
+        // Of further slots only what is faulty bears on it: it may be one of many.
+        let further = job.devices().into_iter().filter(|id| !on.contains(id));
+        let faulty: Vec<DeviceId> = further.filter(|id| self.any_faulty(std::slice::from_ref(id))).collect();
+        on.extend(faulty);
         self.judge_on(report, on);
     }
 
@@ -259,6 +281,8 @@ impl Director {
         let running = self.running.remove(&id);
         let Some(job) = self.state.job(id) else { return };
         let (resident, route_name) = (job.resident, job.record.route.name.clone());
+        let mut left = job.devices();
+        left.extend(on.iter().filter(|id| !job.devices().contains(id)).cloned());
         let lost = matches!(job.stage, Stage::Stopping { why: StopWhy::DeviceLost, .. }) || self.any_faulty(&on);
         let cancelled = matches!(job.stage, Stage::Stopping { why: StopWhy::Cancelled, .. });
         let mut assessment = fault::assess(&job.record, &report, lost);
@@ -278,8 +302,10 @@ impl Director {
         if resident.is_some() {
             self.state.note_pace(&route_name, report.ran);
         }
+        // With the devices of slots that have left again.
+        let touched = job_devices(&self.state, id);
         let peak = running.as_ref().and_then(|running| running.peak_memory);
-        let energy = running.as_ref().and_then(|running| self.energy_spent(running, &on));
+        let energy = running.as_ref().and_then(|running| self.energy_spent(running, &on, touched));
         let (exit_code, signal) = report.end.codes();
         let record = self.state.rewrite(id, |record| {
             let Some(last) = record.attempts.last_mut() else { return };
@@ -325,7 +351,9 @@ impl Director {
             return;
         }
         self.held_locks.remove(&id);
-        self.look_again_at(&on);
+        let slots: Vec<(JobId, u32)> = self.slot_locks.range((id, 0)..=(id, u32::MAX)).map(|(key, _)| *key).collect();
+        slots.iter().for_each(|slot| drop(self.slot_locks.remove(slot)));
+        self.look_again_at(&left);
     }
 
     /// What a resident was handed when its thread had already looked for the last time: its last word is heard, and of
@@ -402,11 +430,12 @@ impl Director {
         }
     }
 
-    /// None for a short attempt, and where it can't be told from others' on the same device.
-    fn energy_spent(&self, running: &Running, on: &[DeviceId]) -> Option<f64> {
+    /// None for a short attempt, where it can't be told from others' on the same device, and where slots came and went (it
+    /// `touched` more devices).
+    fn energy_spent(&self, running: &Running, on: &[DeviceId], touched: usize) -> Option<f64> {
         let shared = |id: &DeviceId| self.state.device(id).is_some_and(|device| device.leases.held.len() > 1);
         let ran = self.state.now.since(running.started);
-        if ran < Duration::from_secs(1) || on.iter().any(shared) {
+        if ran < Duration::from_secs(1) || on.iter().any(shared) || touched != on.len() {
             return None;
         }
         running.meter.joules(on.len(), ran)
@@ -418,7 +447,11 @@ impl Director {
         for reading in self.snapshot.devices.iter().filter(|reading| reading.pids_match) {
             let Some(processes) = &reading.processes else { continue };
             let Some(device) = self.state.device(&reading.id) else { continue };
-            for lease in &device.leases.held {
+            for (n, lease) in device.leases.held.iter().enumerate() {
+                // Several slots of one job: its processes are counted once.
+                if device.leases.held[..n].iter().any(|other| other.job == lease.job) {
+                    continue;
+                }
                 let job = match self.state.resident(lease.job).map(|resident| &resident.jobs[..]) {
                     None => lease.job,
                     Some([(only, _)]) => *only,
@@ -440,6 +473,12 @@ impl Director {
             }
         }
     }
+}
+
+/// How many devices its last attempt had.
+fn job_devices(state: &State, id: JobId) -> usize {
+    let attempt = state.job(id).and_then(|job| job.record.attempts.last());
+    attempt.map_or(0, |attempt| attempt.devices.len())
 }
 
 pub(super) fn words(devices: &[DeviceId]) -> String {

@@ -9,6 +9,7 @@ mod energy;
 mod publish;
 mod requests;
 mod residents;
+mod slots;
 mod start;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -126,6 +127,8 @@ struct Director {
     locks: Locks,
     /// What each running attempt's devices are locked with.
     held_locks: HashMap<JobId, Vec<Arc<OwnedFd>>>,
+    /// The same of further slots.
+    slot_locks: BTreeMap<(JobId, u32), Vec<Arc<OwnedFd>>>,
     cores: Cores,
     ids: ulid::Generator,
     /// What plan asked the prober to attend to last.
@@ -309,6 +312,8 @@ impl Director {
             Decision::Warm { job, on } => self.warm(job, on),
             Decision::Hand { jobs, to } => self.hand(jobs, to),
             Decision::Retire { resident } => self.retire(resident),
+            Decision::Grow { job, on } => self.grow(job, on),
+            Decision::Shrink { job, slot } => self.shrink(job, slot),
             Decision::Stop { job } => self.stop(job, StopWhy::DeviceLost),
             Decision::Due { job } => self.step(job, Step::Due),
         }

@@ -4,7 +4,6 @@ use super::{Director, PUBLISH_EVERY, PUBLISH_LARGE_EVERY};
 use crate::api::view::{
     Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, ResidentView, RunningView, Status, View,
 };
-use crate::devices::DeviceId;
 use crate::inbox::{CandidateKey, ItemInfo};
 use crate::item::{Counters, Stage};
 use crate::plan;
@@ -156,7 +155,7 @@ impl Director {
             state: job.stage.word().to_owned(),
             attempts: record.attempts.iter().filter(|it| it.started_at.is_some() || it.ended_at.is_some()).count()
                 as u32,
-            devices: job.stage.leased().iter().map(|id: &DeviceId| id.0.clone()).collect(),
+            devices: job.devices().into_iter().map(|id| id.0).collect(),
             arrived_at: record.arrived_at,
             finished_at: None,
             reason,
@@ -173,7 +172,7 @@ fn running_view(job: &Job) -> RunningView {
         job: job.record.dir().to_string(),
         name: job.record.name.clone(),
         route: job.record.route.name.clone(),
-        devices: job.stage.leased().iter().map(|id| id.0.clone()).collect(),
+        devices: job.devices().into_iter().map(|id| id.0).collect(),
         attempt: last.map_or(0, |attempt| attempt.n),
         pid: job.pid,
         started_at: last.and_then(|attempt| attempt.started_at),

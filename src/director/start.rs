@@ -144,6 +144,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         forming: Vec::new(),
         locks: Locks::open(),
         held_locks: HashMap::new(),
+        slot_locks: Default::default(),
         cores: Cores::default(),
         ids: ulid::Generator::new(),
         attended: (Vec::new(), false),

@@ -64,6 +64,8 @@ fn told(words: &str) -> (Report, bool) {
             "gone" => told.end = End::ItemMissing,
             "protocol" => told.end = End::Protocol("not JSON".to_owned()),
             "io" => told.end = End::Io("can't write the log: no space".to_owned()),
+            "batch" => told.end = End::BatchFailed("batch 17 (lines 85001-90000): exit code 3".to_owned()),
+            "damaged" => told.end = End::BadInput("cannot read `x.gz`: it is cut off".to_owned()),
             "panicked" => told.end = End::Panicked,
             "oom" => told.out_of_memory = true,
             "missing" => told.missing_outputs = vec!["*.txt".to_owned()],
@@ -230,6 +232,9 @@ fn the_last_word_of_a_worker_is_final() {
     check("", "exit0 final", "reported counted; failed reported: not audio");
     check("", "exit3 final", "reported counted; failed reported: not audio");
     check("", "timeout final", "reported counted; failed reported: not audio");
+    check("", "batch", "exit counted; failed exit: batch 17 (lines 85001-90000): exit code 3");
+    check("", "batch lost", "device-lost uncounted, against device; retry in 0s elsewhere");
+    check("", "damaged", "invalid counted; failed invalid: cannot read `x.gz`: it is cut off");
     check("", "exit65", "exit counted; failed exit: exit code 65");
     check("", "exit65 failed", "exit counted; failed exit: bad\\u{1b}header (exit code 65)");
     check("", "exit3 final lost", "device-lost uncounted, against device; retry in 0s elsewhere");

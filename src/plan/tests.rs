@@ -17,7 +17,8 @@ const NOW: f64 = 1000.0;
 /// A host in a few words. Rules: `slots=2 policy=pack cpu=4 mode=cpu trouble paused noclaims away last=gpu1`.
 /// A device a line: `gpu0 total=80 used=1 resting temp=40 stale asked exited cordoned excluded lost nomemory`, also `mig0`, `sim0`, `gone0`.
 /// A job a line, in the order of arrival: `a gpus=2 mem=20 prio=1 route=x max=1 nofallback avoid=gpu0,gpu1` and one of
-/// `on=gpu0,gpu1` (runs), `stopping=gpu0`, `claiming`, `offered`, `later`, `due`; without one it waits.
+/// `on=gpu0,gpu1` (runs), `stopping=gpu0`, `claiming`, `offered`, `later`, `due`; without one it waits. One that runs may be a line
+/// file: `ahead further=gpu1,gpu2 recalled=1`.
 struct Host {
     state: State,
     snapshot: Snapshot,
@@ -166,6 +167,13 @@ impl Host {
         for step in steps {
             self.state.step(job_id(n), step).expect("a legal step");
         }
+        self.state.set_ahead(job_id(n), words.contains(&"ahead"));
+        for device in value(words, "further").map(device_ids).unwrap_or_default() {
+            self.state.grow(job_id(n), vec![device]).expect("it runs");
+        }
+        if let Some(slot) = number(words, "recalled") {
+            self.state.recall(job_id(n), slot as u32);
+        }
     }
 
     fn plan(&self) -> String {
@@ -186,6 +194,8 @@ impl Host {
                 format!("{} to r{}", jobs.iter().map(name).collect::<Vec<_>>().join("+"), to.0.timestamp_ms())
             }
             Decision::Retire { resident } => format!("retire r{}", resident.0.timestamp_ms()),
+            Decision::Grow { job, on } => format!("{} also on {}", name(job), list(on)),
+            Decision::Shrink { job, slot } => format!("{} leaves slot {slot}", name(job)),
             Decision::Stop { job } => format!("stop {}", name(job)),
             Decision::Due { job } => format!("due {}", name(job)),
         });
@@ -565,4 +575,98 @@ fn a_verdict_gives_its_own_reason() {
     let job = host.state.waiting().next().expect("a waits");
     let why = why_waiting(&host.state, &host.snapshot, job);
     assert!(why.starts_with("GPU 0 is unhealthy: cordoned") && why.ends_with("; GPU 1 is taken"), "{why}");
+}
+
+#[test]
+fn a_line_file_takes_what_nothing_else_can_use() {
+    check("cpu=4", &[], &["s gpus=0 on=cpu"], "");
+    check("cpu=4", &[], &["s gpus=0 on=cpu ahead"], "s also on cpu, s also on cpu, s also on cpu");
+    check("cpu=4", &[], &["s gpus=0 on=cpu ahead", "a gpus=0"], "a on cpu, s also on cpu, s also on cpu");
+    check("cpu=3", &[], &["s gpus=0 on=cpu ahead", "a gpus=0 claiming"], "s also on cpu");
+    check("cpu=3", &[], &["s gpus=0 on=cpu ahead", "a gpus=0 offered"], "claim a, s also on cpu");
+    check("cpu=3 noclaims", &[], &["s gpus=0 on=cpu ahead", "a gpus=0 offered"], "s also on cpu, s also on cpu");
+    // What waits and can't start anyway holds nothing up.
+    check("cpu=2", &[], &["s gpus=0 on=cpu ahead", "a gpus=0 route=r max=1 later", "b"], "s also on cpu");
+    check(
+        "cpu=3",
+        &[],
+        &["x gpus=0 route=r max=1 on=cpu", "s gpus=0 on=cpu ahead", "a gpus=0 route=r max=1"],
+        "s also on cpu",
+    );
+    check("cpu=3", &[], &["s gpus=0 on=cpu ahead", "a gpus=0 claiming prio=-3"], "s also on cpu");
+    // Two share: who has least is next.
+    check(
+        "cpu=5",
+        &[],
+        &["s gpus=0 on=cpu ahead", "t gpus=0 on=cpu ahead"],
+        "s also on cpu, t also on cpu, s also on cpu",
+    );
+    check("cpu=4", &[], &["s gpus=0 on=cpu ahead further=cpu", "t gpus=0 on=cpu ahead"], "t also on cpu");
+    check("cpu=2 paused", &[], &["s gpus=0 on=cpu ahead"], "");
+    check("cpu=2", &[], &["s gpus=0 stopping=cpu ahead"], "");
+    check("", &["gpu0 lost", "gpu1"], &["s on=gpu0 ahead"], "stop s");
+    check("", &["gpu0", "gpu1 lost", "gpu2"], &["s on=gpu0 ahead further=gpu1", "a"], "stop s, a on gpu2");
+    // What it gives back isn't given to it.
+    check("cpu=3", &[], &["s gpus=0 on=cpu ahead further=cpu recalled=1"], "");
+}
+
+#[test]
+fn a_line_file_takes_gpus_as_any_item_does() {
+    check("", &["gpu0", "gpu1", "gpu2"], &["s on=gpu0 ahead"], "s also on gpu1, s also on gpu2");
+    check("", &["gpu0", "gpu1 stale"], &["s on=gpu0 ahead"], "check gpu1");
+    check("", &["gpu0", "gpu1 cordoned"], &["s on=gpu0 ahead"], "");
+    check("", &["gpu0", "gpu1 total=24"], &["s mem=30 on=gpu0 ahead"], "");
+    check("slots=2", &["gpu0"], &["s mem=30 on=gpu0 ahead"], "s also on gpu0");
+    check("slots=2", &["gpu0"], &["s mem=50 on=gpu0 ahead"], "");
+    check("", &["gpu0", "gpu1", "gpu2", "gpu3", "gpu4"], &["s gpus=2 on=gpu0,gpu1 ahead"], "s also on gpu2+gpu3");
+    // Kept for one that needs several.
+    check("", &["gpu0", "gpu1", "gpu2"], &["s on=gpu0 ahead", "x on=gpu1", "b gpus=2"], "");
+}
+
+#[test]
+fn a_line_file_gives_back_what_something_as_urgent_needs() {
+    let grown = "s gpus=0 on=cpu ahead further=cpu,cpu";
+    check("cpu=3", &[], &[grown, "a gpus=0"], "s leaves slot 2");
+    check("cpu=3", &[], &[grown, "a gpus=0", "b gpus=0 route=a"], "s leaves slot 2, s leaves slot 1");
+    check("cpu=3", &[], &[grown, "a gpus=0", "b gpus=0 route=a", "c gpus=0"], "s leaves slot 2, s leaves slot 1");
+    check("cpu=3", &[], &[grown, "a gpus=0 prio=1"], "s leaves slot 2");
+    check("cpu=3", &[], &[grown, "a gpus=0 prio=-1"], "");
+    check("cpu=3", &[], &[grown, "a gpus=0 claiming"], "s leaves slot 2");
+    check("cpu=3", &[], &[grown, "a gpus=0 offered"], "claim a, s leaves slot 2");
+    check("cpu=3", &[], &[grown, "a"], "");
+    check("cpu=3", &[], &[grown, "a gpus=0 route=r max=1", "b gpus=0 route=r max=1"], "s leaves slot 2");
+    // It is on its way already.
+    check("cpu=3", &[], &["s gpus=0 on=cpu ahead further=cpu,cpu recalled=2", "a gpus=0"], "");
+    check(
+        "cpu=3",
+        &[],
+        &["s gpus=0 on=cpu further=cpu,cpu recalled=1", "a gpus=0", "b gpus=0 route=a"],
+        "s leaves slot 2",
+    );
+    // The least urgent first, then who has most.
+    check(
+        "cpu=5",
+        &[],
+        &["s gpus=0 on=cpu further=cpu,cpu prio=1", "t gpus=0 on=cpu further=cpu", "a gpus=0 prio=1"],
+        "t leaves slot 1",
+    );
+    check(
+        "cpu=5",
+        &[],
+        &["s gpus=0 on=cpu further=cpu,cpu", "t gpus=0 on=cpu further=cpu", "a gpus=0"],
+        "s leaves slot 2",
+    );
+    check(
+        "",
+        &["gpu0", "gpu1", "gpu2"],
+        &["s on=gpu0 ahead further=gpu1,gpu2", "a gpus=2"],
+        "s leaves slot 2, s leaves slot 1",
+    );
+    check(
+        "",
+        &["gpu0", "gpu1", "gpu2 total=24"],
+        &["s on=gpu0 ahead further=gpu1,gpu2", "a mem=30"],
+        "s leaves slot 1",
+    );
+    check("slots=2", &["gpu0"], &["s mem=30 on=gpu0 further=gpu0", "a mem=30"], "s leaves slot 1");
 }

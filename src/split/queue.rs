@@ -45,6 +45,8 @@ struct State {
     /// What is merged next.
     next: u64,
     halted: bool,
+    /// How often slots were called to ask their consumers whether they want more.
+    calls: u64,
     spare: Vec<Vec<u8>>,
     spare_bytes: usize,
 }
@@ -69,17 +71,36 @@ impl Queue {
         ControlFlow::Continue(())
     }
 
-    /// Takes the next batch as soon as there is one and room for what becomes of it; none once it was halted.
-    pub(super) fn take(&self) -> Option<Task> {
+    /// Takes the next batch as soon as there is one and room for what becomes of it; none once it was halted, or when
+    /// there were other calls than those seen.
+    pub(super) fn take(&self, seen: u64) -> Option<Task> {
         let must_wait = |state: &mut State| {
             let first = state.waiting.first_key_value().map(|(index, _)| *index);
-            !state.halted && first.is_none_or(|first| first != state.next && state.parts >= self.limit)
+            let nothing = first.is_none_or(|first| first != state.next && state.parts >= self.limit);
+            !state.halted && state.calls == seen && nothing
         };
         let mut state = self.work.wait_while(self.state(), must_wait).unwrap_or_else(PoisonError::into_inner);
-        if state.halted {
+        if state.halted || state.calls != seen {
             return None;
         }
         state.waiting.pop_first().map(|(_, task)| task)
+    }
+
+    /// Has every slot that waits ask its consumer whether it wants more.
+    pub(super) fn call(&self) {
+        self.state().calls += 1;
+        self.work.notify_all();
+    }
+
+    /// How often that was; none once it was halted.
+    pub(super) fn calls(&self) -> Option<u64> {
+        let state = self.state();
+        (!state.halted).then_some(state.calls)
+    }
+
+    /// Whether no batch waits for a slot.
+    pub(super) fn is_empty(&self) -> bool {
+        self.state().waiting.is_empty()
     }
 
     /// A batch that was taken is wanted again.
@@ -158,7 +179,7 @@ mod tests {
     }
 
     fn taken(queue: &Queue) -> u64 {
-        queue.take().map(|task| task.batch.index).unwrap()
+        queue.take(0).map(|task| task.batch.index).unwrap()
     }
 
     #[test]
@@ -176,12 +197,12 @@ mod tests {
             assert_eq!([seen.recv_timeout(LIMIT), seen.recv_timeout(LIMIT)], [Ok(0), Ok(1)]);
             for index in 0..2 {
                 assert!(seen.try_recv().is_err(), "2 has no room before {index} is done");
-                let task = queue.take().unwrap();
+                let task = queue.take(0).unwrap();
                 assert_eq!(task.batch.index, index);
                 queue.finished(task.batch, 0);
             }
             assert_eq!(seen.recv_timeout(LIMIT), Ok(2));
-            let large = queue.take().unwrap();
+            let large = queue.take(0).unwrap();
             assert!(seen.try_recv().is_err(), "it passes alone");
             queue.finished(large.batch, 0);
             assert_eq!(seen.recv_timeout(LIMIT), Ok(3));
@@ -194,8 +215,8 @@ mod tests {
         for index in 0..4 {
             assert!(queue.send(batch(index, 10)).is_continue());
         }
-        let first = queue.take().unwrap();
-        let second = queue.take().unwrap();
+        let first = queue.take(0).unwrap();
+        let second = queue.take(0).unwrap();
         queue.finished(second.batch, 200_000);
         thread::scope(|scope| {
             let (sent, seen) = mpsc::channel();
@@ -218,7 +239,7 @@ mod tests {
         let queue = Queue::new(10_000, 1000, 0);
         thread::scope(|scope| {
             let (taker, producer) = (
-                scope.spawn(|| queue.take().is_none()),
+                scope.spawn(|| queue.take(0).is_none()),
                 scope.spawn(|| (0..10).any(|index| queue.send(batch(index + 1, 9000)).is_break())),
             );
             // Either may wait already, or find it halted.
@@ -226,7 +247,7 @@ mod tests {
             assert!(producer.join().unwrap());
             let _took_or_not = taker.join().unwrap();
         });
-        assert!(queue.take().is_none());
+        assert!(queue.take(0).is_none());
     }
 
     #[test]
@@ -234,7 +255,7 @@ mod tests {
         let queue = Queue::new(100_000, 1000, 0);
         for size in [500, 5000] {
             assert!(queue.send(batch(0, size)).is_continue());
-            let task = queue.take().unwrap();
+            let task = queue.take(0).unwrap();
             queue.finished(task.batch, 0);
         }
         let buffer = queue.buffer();

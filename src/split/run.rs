@@ -62,7 +62,8 @@ fn work(setup: &mut Setup, input: &mut Input, output: &mut Output) -> Result<u64
     let queue = Queue::new(memory / 2, batch_bytes.saturating_mul(2), from.batches);
     let (tell, events) = unbounded();
     thread::scope(|scope| {
-        let (told, mut sink) = (tell.clone(), &queue);
+        let told = tell.clone();
+        let mut sink = Telling { queue: &queue, tell: tell.clone(), sent: 0 };
         let read = move || {
             let read = AssertUnwindSafe(|| producer::produce(input, limits, from, &mut sink));
             let end =
@@ -75,7 +76,7 @@ fn work(setup: &mut Setup, input: &mut Input, output: &mut Output) -> Result<u64
             .spawn_scoped(scope, read)
             .map_err(|error| Error::Broken(format!("cannot start the thread that reads the input: {error}")))?;
         let order = Order::new(from.batches);
-        let slots = setup.slots.clone();
+        let (slots, calls) = (setup.slots.clone(), setup.calls.clone());
         let mut merging = Merging {
             setup,
             queue: &queue,
@@ -83,7 +84,9 @@ fn work(setup: &mut Setup, input: &mut Input, output: &mut Output) -> Result<u64
             order,
             tell,
             slots,
+            calls,
             no_more_slots: false,
+            is_ahead: false,
             live: 0,
             last_words: None,
             total: None,
@@ -99,13 +102,26 @@ fn work(setup: &mut Setup, input: &mut Input, output: &mut Output) -> Result<u64
     })
 }
 
-impl Sink for &Queue {
+/// The queue, for the producer.
+struct Telling<'q> {
+    queue: &'q Queue,
+    tell: Sender<Event>,
+    sent: u64,
+}
+
+impl Sink for Telling<'_> {
     fn send(&mut self, batch: Batch) -> ControlFlow<()> {
-        Queue::send(self, batch)
+        self.queue.send(batch)?;
+        self.sent += 1;
+        // One slot is enough for the first.
+        if self.sent == 2 {
+            let _heard = self.tell.send(Event::Ahead);
+        }
+        ControlFlow::Continue(())
     }
 
     fn buffer(&mut self) -> Vec<u8> {
-        Queue::buffer(self)
+        self.queue.buffer()
     }
 }
 
@@ -116,7 +132,10 @@ struct Merging<'m, 'a> {
     order: Order,
     tell: Sender<Event>,
     slots: Receiver<Box<dyn Consumer + Send + 'a>>,
+    calls: Receiver<()>,
     no_more_slots: bool,
+    /// More slots would have something to do, as far as was told.
+    is_ahead: bool,
     /// Slots that work.
     live: usize,
     last_words: Option<String>,
@@ -155,10 +174,17 @@ impl<'m, 'a> Merging<'m, 'a> {
                         event = events.try_recv().ok();
                     }
                     self.merge()?;
+                    if self.is_ahead && !self.is_producing && self.queue.is_empty() {
+                        self.tell_ahead(false);
+                    }
                 }
                 recv(self.slots) -> consumer => match consumer {
                     Ok(consumer) => self.start(scope, consumer)?,
                     Err(_) => (self.slots, self.no_more_slots) = (never(), true),
+                },
+                recv(self.calls) -> called => match called {
+                    Ok(()) => self.queue.call(),
+                    Err(_) => self.calls = never(),
                 },
                 recv(stop.ordered()) -> _ => return Err(Error::Stopped),
                 recv(timer) -> _ => self.put_back_what_is_due(Instant::now()),
@@ -191,8 +217,14 @@ impl<'m, 'a> Merging<'m, 'a> {
                 self.is_producing = false;
                 self.total = Some(end?.batches);
             }
+            Event::Ahead => self.tell_ahead(true),
         }
         Ok(())
+    }
+
+    fn tell_ahead(&mut self, is_ahead: bool) {
+        self.is_ahead = is_ahead;
+        (self.setup.ahead)(is_ahead);
     }
 
     fn try_again(&mut self, mut task: Task, error: BatchError) -> Result<(), Error> {
@@ -248,7 +280,7 @@ impl<'m, 'a> Merging<'m, 'a> {
                 Event::Part(part) => self.order.accept(part),
                 Event::Gone(_) => self.live -= 1,
                 Event::Produced(_) => self.is_producing = false,
-                Event::Failed(..) => {}
+                Event::Failed(..) | Event::Ahead => {}
             }
             let _decided = self.merge();
         }

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, never};
 
 use super::consumer::Consumer;
 use super::stop::StopFlag;
@@ -25,7 +25,7 @@ pub struct Setup<'a> {
     pub state_dir: PathBuf,
     /// The most lines in a batch; fewer when they take more than a sixth of `memory`.
     pub lines: u64,
-    /// The level of gzip, 1 to 12; none writes plain.
+    /// The level of gzip, 0 (stored) to 12; none writes plain.
     pub compress: Option<u8>,
     /// How often a batch is tried again after a failure of its own.
     pub retries: u32,
@@ -39,10 +39,14 @@ pub struct Setup<'a> {
     /// Consumers, each a slot of its own, which may come and go while it runs. While nobody can come any more and none is
     /// left, a run with work left fails.
     pub slots: Receiver<Box<dyn Consumer + Send + 'a>>,
+    /// A message has consumers that wait for a batch asked whether they want more.
+    pub calls: Receiver<()>,
     /// Ends the run with [`Error::Stopped`]; consumers that can should heed it too.
     pub stop: StopFlag,
     /// Called on the calling thread whenever something was merged.
     pub progress: Box<dyn FnMut(Progress) + Send + 'a>,
+    /// Called there too: with true once further slots would have something to do, with false when all batches are taken.
+    pub ahead: Box<dyn FnMut(bool) + Send + 'a>,
 }
 
 impl<'a> Setup<'a> {
@@ -66,7 +70,9 @@ impl<'a> Setup<'a> {
             tag: String::new(),
             slots,
             stop: StopFlag::new()?,
+            calls: never(),
             progress: Box::new(|_| ()),
+            ahead: Box::new(|_| ()),
         })
     }
 
@@ -76,8 +82,8 @@ impl<'a> Setup<'a> {
             return Err(Error::Setup("`lines` is 0: a batch needs at least one line".to_owned()));
         }
         match self.compress {
-            Some(level) if !(1..=12).contains(&level) => {
-                Err(Error::Setup(format!("there is no compression level {level}: 1 (fast) to 12 (small)")))
+            Some(level) if 12 < level => {
+                Err(Error::Setup(format!("there is no compression level {level}: 0 (stored) to 12 (small)")))
             }
             _ => Ok(()),
         }

@@ -19,6 +19,8 @@ pub(super) enum Event {
     Failed(Task, BatchError),
     /// A slot has ended; with its last words if it failed.
     Gone(Option<String>),
+    /// More than one batch waits, or has waited.
+    Ahead,
     /// All batches were cut, up to here.
     Produced(Result<Place, Error>),
 }
@@ -44,8 +46,11 @@ impl<'a, 'q> Slot<'a, 'q> {
     /// Works until there is nothing left to do, or the consumer wants no more.
     pub(super) fn work(mut self) {
         let mut out = Vec::new();
-        while self.consumer.wants_more() {
-            let Some(task) = self.queue.take() else { return };
+        // The calls are counted before the consumer is asked: one that comes in between isn't missed.
+        while let Some(calls) = self.queue.calls()
+            && self.consumer.wants_more()
+        {
+            let Some(task) = self.queue.take(calls) else { continue };
             let made = catch_unwind(AssertUnwindSafe(|| {
                 self.consumer.consume(&task.batch, &mut out)?;
                 Ok(self.packer.pack(&mut out, self.queue))

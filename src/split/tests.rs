@@ -468,3 +468,67 @@ fn processes_serve_as_consumers() {
     let error = run(Setup { slots: taken, retries: 1, ..setup }).unwrap_err().to_string();
     assert_eq!(error, "batch 1 (lines 101-200): exit code 3: the line is odd (tried 2 times)");
 }
+
+#[test]
+fn a_slot_that_waits_leaves_when_it_is_called_and_no_longer_wanted() {
+    let place = Place::new(b"a\nb\n");
+    let (give, slots) = unbounded::<Boxed>();
+    let (call, calls) = unbounded();
+    let (began, first_began) = unbounded::<()>();
+    let (go_on, may_go_on) = unbounded::<()>();
+    let (left, has_left) = unbounded::<()>();
+    struct Idle {
+        wanted: std::sync::Arc<std::sync::atomic::AtomicBool>,
+        asked: crossbeam_channel::Sender<()>,
+        _left: crossbeam_channel::Sender<()>,
+    }
+    impl Consumer for Idle {
+        fn consume(&mut self, _: &Batch, _: &mut Vec<u8>) -> Result<(), BatchError> {
+            Err(BatchError::failed("it was to get none"))
+        }
+        fn wants_more(&mut self) -> bool {
+            let _heard = self.asked.send(());
+            self.wanted.load(Ordering::Relaxed)
+        }
+    }
+    let limit = Duration::from_secs(60);
+    std::thread::scope(|scope| {
+        let setup = Setup { lines: 2, calls, ..place.setup(2, None, vec![]) };
+        let setup = Setup { slots, ..setup };
+        let running = scope.spawn(move || run(setup));
+        give.send(Box::new(move |batch: &Batch, out: &mut Vec<u8>| {
+            began.send(()).unwrap();
+            may_go_on.recv_timeout(limit).unwrap();
+            mark(batch, out)
+        }))
+        .unwrap();
+        // The only batch is taken: the second slot has nothing to do.
+        first_began.recv_timeout(limit).unwrap();
+        let wanted = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let (asked, was_asked) = unbounded();
+        give.send(Box::new(Idle { wanted: wanted.clone(), asked, _left: left })).unwrap();
+        was_asked.recv_timeout(limit).unwrap();
+        wanted.store(false, Ordering::Relaxed);
+        call.send(()).unwrap();
+        assert_eq!(has_left.recv_timeout(limit), Err(crossbeam_channel::RecvTimeoutError::Disconnected));
+        go_on.send(()).unwrap();
+        running.join().unwrap().unwrap();
+    });
+    assert_eq!(place.output(None), b">a\n>b\n");
+}
+
+#[test]
+fn it_is_told_whether_more_slots_would_have_something_to_do() {
+    let check = |batches: usize, expected: &[bool]| {
+        let place = Place::new("x\n".repeat(batches).as_bytes());
+        let told = Mutex::new(Vec::new());
+        let mut setup = place.setup(1, None, vec![Box::new(mark)]);
+        setup.ahead = Box::new(|ahead| told.lock().unwrap().push(ahead));
+        run(setup).unwrap();
+        assert_eq!(told.into_inner().unwrap(), expected, "{batches} batches");
+    };
+    check(0, &[]);
+    check(1, &[]);
+    check(2, &[true, false]);
+    check(100, &[true, false]);
+}

@@ -413,6 +413,7 @@ pub fn no_route() -> Route {
         mode: RouteMode::Oneshot,
         batch: Default::default(),
         resident: Default::default(),
+        split: None,
         env: BTreeMap::new(),
         cwd: None,
         dir: std::path::PathBuf::new(),

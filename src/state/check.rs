@@ -29,8 +29,20 @@ impl State {
             for device in on.iter().filter(|_| job.resident.is_none()) {
                 let held = self.devices.get(device).map_or(&[][..], |device| &device.leases.held);
                 let leases = held.iter().filter(|lease| lease.job == *id).count();
-                agree(leases == 1, format_args!("job {id} has {leases} leases on {device}"))?;
+                let slots = 1 + job.further.iter().filter(|slot| slot.on.contains(device)).count();
+                agree(leases == slots, format_args!("job {id} has {leases} leases on {device} for {slots} slots"))?;
             }
+            for device in job.further.iter().flat_map(|slot| &slot.on) {
+                let held = self.devices.get(device).map_or(&[][..], |device| &device.leases.held);
+                let leases = held.iter().filter(|lease| lease.job == *id).count();
+                let slots = job.further.iter().filter(|slot| slot.on.contains(device)).count();
+                let slots = slots + usize::from(on.contains(device));
+                agree(leases == slots, format_args!("job {id} has {leases} leases on {device} for {slots} slots"))?;
+            }
+            let numbers: BTreeSet<u32> = job.further.iter().map(|slot| slot.no).collect();
+            agree(numbers.len() == job.further.len(), "a slot's number is given once")?;
+            agree(!job.shares() || !on.is_empty(), "only a leased job has further slots")?;
+            agree(job.shares() == self.sharing.contains(id), "the sharing jobs are those with further slots")?;
             agree(!on.is_empty() || (job.pid.is_none() && job.progress.is_none()), "only a leased job has a process")?;
         }
         for (id, resident) in &self.residents.all {
@@ -44,6 +56,7 @@ impl State {
                 agree(theirs, format_args!("{held} is the job of resident {id}"))?;
             }
         }
+        agree(self.sharing.iter().all(|id| self.jobs.contains_key(id)), "a sharing job is one")?;
         agree(rebuilt.waiting == self.waiting, "the waiting jobs are those in `Claimed`")?;
         agree(rebuilt.lines == self.lines, "the lines hold the waiting jobs")?;
         agree(rebuilt.ahead == self.ahead, "the jobs ahead are those in `Claiming` and `Claimed`")?;
@@ -55,7 +68,7 @@ impl State {
             let most = if *id == DeviceId::cpu() { self.rules.cpu_slots.unwrap_or(1) } else { self.rules.slots };
             agree(held.len() <= most as usize, format_args!("{id} has {} leases for {most} slots", held.len()))?;
             for lease in held {
-                let by_job = self.jobs.get(&lease.job).is_some_and(|job| job.stage.leased().contains(id));
+                let by_job = self.jobs.get(&lease.job).is_some_and(|job| job.devices().contains(id));
                 let by_resident = self.residents.all.get(&lease.job).is_some_and(|it| it.on.contains(id));
                 agree(by_job || by_resident, format_args!("the lease of {} on {id} is somebody's", lease.job))?;
             }

@@ -91,7 +91,7 @@ impl<'a> Attempt<'a> {
     /// An early end is an error here only to the `?`.
     fn course(&mut self) -> Result<End, End> {
         let launch = self.launch;
-        self.stopped_before()?;
+        stopped_before(self.stop)?;
         if !launch.root.is_intact() {
             return Err(End::RootAway);
         }
@@ -102,7 +102,7 @@ impl<'a> Attempt<'a> {
         };
         let mut log = Log::open(&launch.dir, launch.attempt, launch.max_log, Instant::now())
             .map_err(|error| io_end("cannot open the attempt's log", &error))?;
-        let lock = self.take_lock()?;
+        let lock = take_lock(&launch.dir, self.stop)?;
 
         let begun = Instant::now();
         let start = Start {
@@ -124,7 +124,7 @@ impl<'a> Attempt<'a> {
         drop(lock);
         let at = Timestamp::now();
         (self.report.pid, self.report.started_at) = (Some(process.pid()), Some(at));
-        let started = Event::Started { job: launch.job, attempt: launch.attempt, pid: process.pid(), at };
+        let started = Event::Started { job: launch.job, attempt: launch.attempt, pid: Some(process.pid()), at };
         self.outbox.started(started, Instant::now());
         if let Err(error) = locked {
             // The flock itself holds; only a restarted director would miss the number.
@@ -149,33 +149,6 @@ impl<'a> Attempt<'a> {
             return Err(End::Io(MOVED.to_owned()));
         }
         Ok(end)
-    }
-
-    fn stopped_before(&self) -> Result<(), End> {
-        match self.stop.standing() {
-            Some(order) => Err(End::Stopped { why: order.why, exit_code: None, signal: None }),
-            None => Ok(()),
-        }
-    }
-
-    fn take_lock(&self) -> Result<JobLock, End> {
-        let dir = &self.launch.dir;
-        let give_up = Instant::now() + LOCK_LINGERS;
-        loop {
-            let lock = escape(dir.join("lock").as_os_str().as_encoded_bytes());
-            match JobLock::take(dir) {
-                Ok(Taken::Yes(lock)) => return Ok(lock),
-                Ok(Taken::Held) if give_up <= Instant::now() => {
-                    return Err(End::Io(format!("`{lock}` is held: something of an earlier attempt lives")));
-                }
-                Ok(Taken::Held) => {
-                    let pause = Timespec::try_from(Duration::from_millis(10)).ok();
-                    let _woken = poll(&mut [PollFd::new(self.stop, PollFlags::IN)], pause.as_ref());
-                    self.stopped_before()?;
-                }
-                Err(error) => return Err(End::Io(format!("cannot lock `{lock}`: {error}"))),
-            }
-        }
     }
 
     /// Waits until the process has ended, and does what comes up meanwhile. Answers its channel, if it is still open.
@@ -391,6 +364,33 @@ impl<'a> Attempt<'a> {
     }
 }
 
+/// A stop that came before anything was started.
+pub(super) fn stopped_before(stop: &StopSwitch) -> Result<(), End> {
+    match stop.standing() {
+        Some(order) => Err(End::Stopped { why: order.why, exit_code: None, signal: None }),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn take_lock(dir: &Path, stop: &StopSwitch) -> Result<JobLock, End> {
+    let give_up = Instant::now() + LOCK_LINGERS;
+    loop {
+        let lock = escape(dir.join("lock").as_os_str().as_encoded_bytes());
+        match JobLock::take(dir) {
+            Ok(Taken::Yes(lock)) => return Ok(lock),
+            Ok(Taken::Held) if give_up <= Instant::now() => {
+                return Err(End::Io(format!("`{lock}` is held: something of an earlier attempt lives")));
+            }
+            Ok(Taken::Held) => {
+                let pause = Timespec::try_from(Duration::from_millis(10)).ok();
+                let _woken = poll(&mut [PollFd::new(stop, PollFlags::IN)], pause.as_ref());
+                stopped_before(stop)?;
+            }
+            Err(error) => return Err(End::Io(format!("cannot lock `{lock}`: {error}"))),
+        }
+    }
+}
+
 /// What is started: its words, its place, and what it inherits.
 pub(super) struct Start<'a> {
     pub(super) argv: &'a [OsString],
@@ -430,8 +430,8 @@ enum Heard {
     TheEnd,
 }
 
-/// Opened once; every worker's stdin.
-fn dev_null() -> std::io::Result<&'static File> {
+/// Opened once; every worker's stdin where it has no other.
+pub(super) fn dev_null() -> std::io::Result<&'static File> {
     static NULL: OnceLock<File> = OnceLock::new();
     if let Some(null) = NULL.get() {
         return Ok(null);
@@ -441,7 +441,7 @@ fn dev_null() -> std::io::Result<&'static File> {
 }
 
 /// Keeps this thread on the cores near its device; the process inherits it.
-fn stay_on(cpus: &[usize]) {
+pub(super) fn stay_on(cpus: &[usize]) {
     let mut set = rustix::thread::CpuSet::new();
     let known = |cpu: &&usize| **cpu < rustix::thread::CpuSet::MAX_CPU;
     cpus.iter().filter(known).for_each(|cpu| set.set(*cpu));

@@ -13,6 +13,7 @@ mod outputs;
 pub(crate) mod process;
 pub(crate) mod program;
 mod resident;
+mod split;
 mod strays;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub(crate) use launch::NOT_INHERITED;
 pub use launch::{DeviceWords, Expanded, Facts, OF_ONE_ITEM, expand};
 pub use lock::{LockRecord, is_held};
 pub use resident::{News, ResidentHandle, ResidentLaunch, Task, start_resident};
+pub use split::{SlotLaunch, SplitLaunch};
 pub use strays::adopt_orphans;
 pub use thread::{Handle, start};
 
@@ -69,17 +71,23 @@ pub struct Launch {
     /// Patterns that must exist in `out/` for a success.
     pub outputs: Vec<String>,
     pub max_log: Bytes,
+    /// A big line file: the command runs once for each batch of its lines.
+    pub split: Option<SplitLaunch>,
 }
 
 /// What a worker tells the director. Bounded: the last one is sent by `Drop`, so one place a slot is kept for it.
 #[derive(Debug)]
 pub enum Event {
-    /// The process runs, as the leader of its own group.
-    Started { job: JobId, attempt: u32, pid: i32, at: Timestamp },
+    /// The process runs, as the leader of its own group. Without a number: a process for each batch.
+    Started { job: JobId, attempt: u32, pid: Option<i32>, at: Timestamp },
     /// From the report channel; the latest wins.
     Progress { job: JobId, attempt: u32, fraction: Option<f64>, message: Option<String> },
     /// A counter of the report channel.
     Count { job: JobId, attempt: u32, name: String, by: f64 },
+    /// Of a big line file: whether further slots would have something to do.
+    Ahead { job: JobId, attempt: u32, ahead: bool },
+    /// A further slot of it has left.
+    SlotGone { job: JobId, attempt: u32, no: u32 },
     /// The one report.
     Ended(Box<Report>),
     /// Of a resident worker itself.
@@ -142,6 +150,10 @@ pub enum End {
     ItemMissing,
     /// The worker spoke nonsense on fd 3 and was ended.
     Protocol(String),
+    /// The item can't be cut into lines: it isn't what it says it is.
+    BadInput(String),
+    /// A batch of its lines failed for good, after its own retries.
+    BatchFailed(String),
     /// Reading or writing in the job's directory failed.
     Io(String),
     /// The worker thread itself failed.

@@ -156,10 +156,10 @@ mod tests {
 
     fn shown(event: Event) -> String {
         match event {
-            Event::Started { pid, .. } => format!("started {pid}"),
+            Event::Started { pid, .. } => format!("started {}", pid.unwrap_or_default()),
             Event::Progress { fraction, .. } => format!("progress {}", fraction.unwrap_or_default()),
             Event::Count { name, by, .. } => format!("{name}+{by}"),
-            Event::Ended(_) => "ended".to_owned(),
+            Event::Ahead { .. } | Event::SlotGone { .. } | Event::Ended(_) => "another".to_owned(),
             Event::Resident { news, .. } => format!("{news:?}"),
         }
     }
@@ -169,7 +169,7 @@ mod tests {
         let job = JOB.parse().unwrap();
         let mut outbox = Outbox::new(events, job, 1);
         let began = Instant::now();
-        outbox.started(Event::Started { job, attempt: 1, pid: 7, at: Timestamp::UNIX_EPOCH }, began);
+        outbox.started(Event::Started { job, attempt: 1, pid: Some(7), at: Timestamp::UNIX_EPOCH }, began);
         (outbox, heard, began + SOON)
     }
 

@@ -14,7 +14,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, test_kill_process_group, waitid,
 };
+use rustix::time::ClockId;
 
 use super::lock;
 use crate::item::JobId;
@@ -67,6 +68,17 @@ impl Registered {
     pub(super) fn new(pid: i32, job: JobId, start_ticks: u64) -> Registered {
         live().push(Live { pid, job, start_ticks });
         Registered { pid }
+    }
+
+    /// A worker that has one process after another, or several: known by the job's id alone. It counts as started now,
+    /// under a number that no process has.
+    pub(super) fn without_a_leader(job: JobId) -> Registered {
+        static LAST: AtomicI32 = AtomicI32::new(0);
+        let pid = LAST.fetch_sub(1, Ordering::Relaxed).wrapping_sub(1).min(-1);
+        let since_boot = rustix::time::clock_gettime(ClockId::Boottime);
+        let second = rustix::param::clock_ticks_per_second();
+        let ticks = since_boot.tv_sec as u64 * second + since_boot.tv_nsec as u64 * second / 1_000_000_000;
+        Registered::new(pid, job, ticks)
     }
 }
 

@@ -64,6 +64,7 @@ impl Job {
             kill_grace: PATIENCE,
             outputs: Vec::new(),
             max_log: Bytes(1 << 20),
+            split: None,
         };
         Job { root, launch: Some(launch) }
     }
@@ -145,7 +146,7 @@ fn every_way_a_process_ends_is_told() {
         let (report, events) = Job::sh(script).run();
         assert_eq!(report.end, end, "{script}");
         assert!(report.pid.is_some() && report.started_at.is_some() && report.started_at <= Some(report.ended_at));
-        assert!(matches!(events[..], [Event::Started { pid, .. }] if Some(pid) == report.pid), "{events:?}");
+        assert!(matches!(events[..], [Event::Started { pid, .. }] if pid == report.pid), "{events:?}");
     };
     check("exit 0", End::Exited(0));
     check("exit 65", End::Exited(65));

@@ -15,7 +15,8 @@ use jiff::Timestamp;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::attempt::Attempt;
-use super::{End, Event, Launch, Report, StopOrder};
+use super::split::{Mail, Splitting};
+use super::{End, Event, Launch, Report, SlotLaunch, StopOrder};
 use crate::item::{JobId, StopWhy};
 use crate::units::Clock;
 
@@ -30,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Handle {
     /// None when the attempt could not even be prepared; its report is out.
     stop: Option<Arc<StopSwitch>>,
+    /// Of a big line file's attempt.
+    mail: Option<Arc<Mail>>,
     clock: Clock,
 }
 
@@ -39,6 +42,21 @@ impl Handle {
     pub fn stop(&self, why: StopWhy) {
         if let Some(stop) = &self.stop {
             stop.order(StopOrder { why, at: self.clock.now() });
+        }
+    }
+
+    /// Gives the attempt at a big line file a further slot. One that has ended meanwhile has no use for it: its report
+    /// speaks for all of its slots.
+    pub fn grow(&self, slot: SlotLaunch) {
+        if let Some(mail) = &self.mail {
+            mail.grow(slot);
+        }
+    }
+
+    /// Asks for a further slot back: it leaves after the batch it has, and says so.
+    pub fn shrink(&self, no: u32) {
+        if let Some(mail) = &self.mail {
+            mail.shrink(no);
         }
     }
 }
@@ -119,25 +137,30 @@ fn hand_over(order: Order) -> io::Result<()> {
 /// Starts the attempt on a thread that has nothing else to do. Whatever happens, one [`Event::Ended`] follows.
 pub fn start(launch: Launch, events: Sender<Event>, clock: Clock) -> Handle {
     let mut reporter = Reporter::new(launch.job, launch.attempt, events);
-    let stop = match StopSwitch::new() {
-        Ok(stop) => Arc::new(stop),
+    let prepared = StopSwitch::new().and_then(|stop| {
+        let mail = launch.split.as_ref().map(|_| Mail::new()).transpose()?;
+        Ok((Arc::new(stop), mail.map(Arc::new)))
+    });
+    let (stop, mail) = match prepared {
+        Ok(prepared) => prepared,
         Err(error) => {
             reporter.report.end = End::NotStarted { error: format!("cannot prepare a worker: {error}"), host: true };
-            return Handle { stop: None, clock };
+            return Handle { stop: None, mail: None, clock };
         }
     };
-    let theirs = stop.clone();
+    let (theirs, letters) = (stop.clone(), mail.clone());
     let run = move || {
-        let fit = if launch.cpus.is_empty() { Fit::ForMore } else { Fit::Spent };
+        // Batches start on threads of their own.
+        let fit = if launch.cpus.is_empty() || letters.is_some() { Fit::ForMore } else { Fit::Spent };
         reporter.begin();
-        reporter.run(launch, &theirs, clock);
+        reporter.run(launch, &theirs, letters.as_ref(), clock);
         fit
     };
     // When there is no thread, the closure is dropped with the reporter in it, which then reports that.
     if let Err(error) = hand_over(Box::new(run)) {
         tracing::error!(%error, "cannot start a worker's thread");
     }
-    Handle { stop: Some(stop), clock }
+    Handle { stop: Some(stop), mail, clock }
 }
 
 /// Sends the one report when it is dropped.
@@ -174,10 +197,13 @@ impl Reporter {
     }
 
     /// Runs the attempt; `launch` is let go before the report is sent, which may give its devices to another.
-    fn run(&mut self, launch: Launch, stop: &StopSwitch, clock: Clock) {
+    fn run(&mut self, launch: Launch, stop: &StopSwitch, mail: Option<&Arc<Mail>>, clock: Clock) {
         let events = self.events.clone();
         let report = &mut self.report;
-        report.end = Attempt::new(&launch, stop, clock, events, report).carry_out();
+        report.end = match (&launch.split, mail) {
+            (Some(split), Some(mail)) => Splitting::new(&launch, split, (stop, mail), events, report).carry_out(),
+            _ => Attempt::new(&launch, stop, clock, events, report).carry_out(),
+        };
     }
 }
 

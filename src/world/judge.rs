@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Fate, World};
+use crate::config::Route;
 use crate::devices::{DeviceId, DeviceKind, Verdict};
 use crate::item::{JobId, JobRecord, Stage};
 use crate::plan::{Decision, MAX_AHEAD};
@@ -26,11 +27,12 @@ impl World {
                     assert!(due, "a retry isn't before its time");
                 }
                 Decision::Stop { job } => {
-                    let stage = &self.state.job(*job).expect("a job that runs").stage;
+                    let job = self.state.job(*job).expect("a job that runs");
+                    let (stage, on) = (&job.stage, job.devices());
                     assert!(matches!(stage, Stage::Running { .. }));
                     let sound = |id: &DeviceId| self.snapshot.devices.iter().any(|it| it.id == *id && !it.health.lost);
-                    assert!(!stage.leased().iter().all(sound), "only a lost device stops a worker");
-                    assert!(self.snapshot.trouble.is_none() || stage.leased().iter().any(|id| !sound(id)));
+                    assert!(!on.iter().all(sound), "only a lost device stops a worker");
+                    assert!(self.snapshot.trouble.is_none() || on.iter().any(|id| !sound(id)));
                 }
                 Decision::Start { job, .. } => assert!(touched.insert(*job), "a job starts once"),
                 Decision::Warm { job, .. } => assert!(touched.insert(*job), "a worker is started for one job"),
@@ -42,7 +44,17 @@ impl World {
                     let warmth = self.state.resident(*resident).expect("a resident").warmth;
                     assert!(warmth != Warmth::Retiring && touched.insert(*resident), "it is sent away once");
                 }
-                Decision::Claim { .. } | Decision::Refuse { .. } => {}
+                Decision::Shrink { job, slot } => {
+                    let shared = self.state.job(*job).expect("a job that runs");
+                    let slot = shared.further.iter().find(|it| it.no == *slot).expect("a slot of it");
+                    assert!(!slot.recalled, "a slot is called back once");
+                    let urgent = |priority: i32| priority >= shared.route().priority;
+                    let waits = self.state.ahead().any(|(demand, _)| urgent(demand.priority.0));
+                    let offered = self.state.offers().any(|(route, _)| urgent(route.priority));
+                    let due = decisions.iter().any(|it| matches!(it, Decision::Due { .. }));
+                    assert!(waits || offered || due, "nothing as urgent wants it");
+                }
+                Decision::Grow { .. } | Decision::Claim { .. } | Decision::Refuse { .. } => {}
             }
             let moves = !matches!(decision, Decision::Due { .. } | Decision::Stop { .. } | Decision::Retire { .. });
             let may = self.state.phase == Phase::Running && self.state.may_start;
@@ -149,12 +161,17 @@ impl World {
         let job = self.state.job(id).expect("a job that starts");
         assert!(matches!(job.stage, Stage::Claimed { .. }), "{:?}", job.stage);
         let route = job.route();
-        let pool = Pool::of(route, self.snapshot.mode);
-        let count = if pool == Pool::Cpu { 1 } else { route.gpus as usize };
-        assert_eq!(on.iter().collect::<BTreeSet<_>>().len(), count, "as many different devices as it needs");
         if let Some(most) = route.max_running {
             assert!(self.state.running_of(&route.name) < most, "no more than `max_running`");
         }
+        self.judge_devices(route, on);
+    }
+
+    /// Devices for one worker of a route, just before they are given.
+    pub(super) fn judge_devices(&self, route: &Route, on: &[DeviceId]) {
+        let pool = Pool::of(route, self.snapshot.mode);
+        let count = if pool == Pool::Cpu { 1 } else { route.gpus as usize };
+        assert_eq!(on.iter().collect::<BTreeSet<_>>().len(), count, "as many different devices as it needs");
         for id in on {
             let reading =
                 self.snapshot.devices.iter().find(|reading| reading.id == *id).expect("a device that is there");

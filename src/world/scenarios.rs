@@ -19,7 +19,7 @@ fn every_item_ends_once_whatever_happens() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let one = number("GAMDOK_SEED");
     let seeds = one.map_or(0..number("GAMDOK_SEEDS").unwrap_or(SEEDS), |seed| seed..seed + 1);
-    let (mut ended, mut started) = (0, 0);
+    let (mut ended, mut started, mut grown, mut shrunk) = (0, 0, 0, 0);
     for seed in seeds {
         let mut world = World::new(seed);
         for _ in 0..EVENTS {
@@ -37,8 +37,10 @@ fn every_item_ends_once_whatever_happens() {
             }
         }
         started += world.started.len() as u64;
+        (grown, shrunk) = (grown + world.grown, shrunk + world.shrunk);
     }
     assert!(one.is_some() || (ended > SEEDS * 20 && started > ended), "{ended} ended, {started} started");
+    assert!(one.is_some() || (grown > SEEDS && shrunk > SEEDS / 10), "{grown} further slots, {shrunk} called back");
 }
 
 /// A calm host of equal GPUs.
@@ -103,5 +105,45 @@ fn a_stream_of_small_items_never_starves_one_that_needs_much_memory() {
             let overtaking = overtaken(host(gpus, 4, vec![small, large], seed));
             assert!(overtaking <= 120, "{overtaking} overtook it on {gpus} GPUs, seed {seed}");
         }
+    }
+}
+
+/// What runs goes on; what was asked is answered, and slots that were called back leave.
+fn go_on_working(world: &mut World) {
+    for _ in 0..6 {
+        world.advance(std::time::Duration::from_millis(5));
+        world.sweep();
+        world.slots_go_on();
+        world.decide();
+        for _ in 0..world.spool.len() {
+            world.spool_answers();
+        }
+        world.decide();
+    }
+}
+
+#[test]
+fn a_line_file_fills_the_host_and_makes_room_for_what_is_as_urgent() {
+    for seed in 0..8 {
+        let (mut file, small) = (route("file"), route("small"));
+        file.split = Some(crate::config::Split { lines: 1, compress: crate::config::Compress::None, level: 6 });
+        let minor = Route { priority: -1, ..route("minor") };
+        let mut world = host(4, 1, vec![file, small, minor], seed);
+        let drop_one = |world: &mut World, route: usize| {
+            let route = world.routes[route].clone();
+            world.drop_item(route)
+        };
+        let file = drop_one(&mut world, 0);
+        let further = |world: &World| world.state.jobs().map(|job| job.further.len()).max();
+        go_on_working(&mut world);
+        assert_eq!((&world.started[..], further(&world)), (&[file][..], Some(3)));
+        drop_one(&mut world, 2);
+        go_on_working(&mut world);
+        assert_eq!((world.started.len(), further(&world)), (1, Some(3)), "what is less urgent waits");
+        let small: Vec<u64> = (0..5).map(|_| drop_one(&mut world, 1)).collect();
+        go_on_working(&mut world);
+        assert_eq!((&world.started[1..], further(&world)), (&small[..3], Some(0)), "it keeps one");
+        world.settle();
+        assert_eq!(world.started.len(), 7);
     }
 }

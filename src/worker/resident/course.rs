@@ -377,7 +377,7 @@ impl<'a> Course<'a> {
             let mut outbox = Outbox::new(self.events.clone(), task.job, task.attempt);
             let at = Timestamp::now();
             let pid = self.farewell.pid.unwrap_or(0);
-            outbox.started(Event::Started { job: task.job, attempt: task.attempt, pid, at }, Instant::now());
+            outbox.started(Event::Started { job: task.job, attempt: task.attempt, pid: Some(pid), at }, Instant::now());
             items.push(InFlight { task, outbox, said: None });
         }
         if items.is_empty() {
