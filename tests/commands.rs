@@ -98,6 +98,40 @@ fn a_job_is_named_by_directory_ulid_prefix_or_item() {
 }
 
 #[test]
+fn items_of_one_name_are_told_apart_by_their_folders() {
+    let route = |folder: &str| {
+        format!(
+            "{}folder = \"{folder}\"\nmatch = [\"*.txt\"]\n",
+            shell(":", "").replace("name = \"", &format!("name = \"{folder}"))
+        )
+    };
+    let world = World::new(&format!("{}{}", route("high"), route("low")));
+    let service = world.start();
+    for path in ["same", "high/same", "low/same", "low/same.part"] {
+        world.drop_file(path, b"x");
+    }
+    world.until("they are held", |status| status["counts"]["held"] == 3 && status["counts"]["ignored"] == 1);
+    let told = text(&world.code(&["show", "same"], 1).stderr);
+    for path in ["./same", "high/same", "low/same"] {
+        assert!(told.contains(path), "{told}");
+        assert_eq!(world.json(&["show", path])["state"], "held", "{path}");
+    }
+    world.ok(&["cancel", "low/same"]);
+    world.until("it is cancelled", |status| status["counts"]["cancelled"] == 1);
+    assert_eq!(world.json(&["show", "low/same"])["state"], "cancelled");
+    assert_eq!(names(&world.inbox().join("low")), ["same.part"]);
+    // What is no item isn't cancelled.
+    let told = text(&world.code(&["cancel", "same.part"], 1).stderr);
+    assert!(told.contains("temporary name"), "{told}");
+    assert_eq!(service.stop(), 0);
+    assert_eq!(world.json(&["show", "low/same"])["state"], "cancelled");
+    for command in ["show", "logs", "cancel", "retry", "wait"] {
+        let told = text(&world.code(&[command, ""], 2).stderr);
+        assert!(told.contains("an empty name names nothing"), "{command}: {told}");
+    }
+}
+
+#[test]
 fn control_commands_need_a_director() {
     let world = World::new(&shell(":", ""));
     for args in [

@@ -15,13 +15,13 @@ use rustix::fs::FileType;
 use serde::Deserialize;
 
 use super::ended::{Ended, FOUND, Query};
-use super::reference::{fit, unescape};
+use super::reference::{fit, split, unescape};
 use super::results::{Mark, Reported, Wanted};
 use super::view::{Counts, DirectorState, Listed, Paths, Shown, Status, path_text};
 use crate::config::{Backend, Config};
 use crate::devices::HostMode;
 use crate::inbox;
-use crate::item::{Attempt, Counters, ItemName, JobDir, JobId, JobRecord, Outcome, ResultRecord};
+use crate::item::{Attempt, Counters, ItemName, JobDir, JobId, JobRecord, Outcome, ResultRecord, escape};
 
 /// No record that gamdok writes comes near it.
 const LARGEST: u64 = 64 << 20;
@@ -227,6 +227,8 @@ impl Directories {
 
     /// The items in the inbox that `text` could mean, as it is or unescaped: one in each intake folder at most.
     pub fn find_waiting(&self, text: &str) -> Vec<Listed> {
+        let (wanted, text) = split(text).map_or((None, text), |(folder, name)| (Some(folder), name));
+        let is_wanted = |folder: &&str| wanted.is_none_or(|it| it == *folder || escape(folder.as_bytes()) == it);
         let mut names: Vec<Vec<u8>> = vec![text.as_bytes().to_vec()];
         names.extend(unescape(text).filter(|bytes| bytes != text.as_bytes()));
         let mut rows = Vec::new();
@@ -237,7 +239,7 @@ impl Directories {
                 continue;
             }
             let name = ItemName::new(std::ffi::OsString::from_vec(name));
-            for folder in std::iter::once("").chain(self.folders.iter().map(String::as_str)) {
+            for folder in std::iter::once("").chain(self.folders.iter().map(String::as_str)).filter(is_wanted) {
                 let folder_itself = folder.is_empty() && self.is_intake_folder(name.as_os_str());
                 let path = self.root.join("inbox").join(folder).join(name.as_os_str());
                 match fs::symlink_metadata(&path) {
@@ -439,8 +441,9 @@ impl Ended for Directories {
             let dir = JobDir::new(name, JobId(ulid::Ulid::nil()));
             dir.as_str().rsplit_once('~').map(|(stem, _)| stem.to_owned()).unwrap_or_default()
         };
-        let mut stems = vec![stem(&ItemName::new(text))];
-        stems.extend(unescape(text).map(|bytes| stem(&ItemName::new(std::ffi::OsString::from_vec(bytes)))));
+        let name = split(text).map_or(text, |(_, name)| name);
+        let mut stems = vec![stem(&ItemName::new(name))];
+        stems.extend(unescape(name).map(|bytes| stem(&ItemName::new(std::ffi::OsString::from_vec(bytes)))));
         let mut rows = Vec::new();
         self.each_ended(|_, place| {
             let bare = Listed { id: Some(place.id.to_string()), job: Some(place.job.to_string()), ..Listed::empty() };

@@ -124,7 +124,11 @@ impl Refused {
 
 impl From<Unresolved> for Refused {
     fn from(wrong: Unresolved) -> Refused {
-        let status = if matches!(wrong, Unresolved::Unknown(_)) { 404 } else { 409 };
+        let status = match wrong {
+            Unresolved::Empty => 400,
+            Unresolved::Unknown(_) => 404,
+            Unresolved::Ambiguous { .. } => 409,
+        };
         Refused::new(status, wrong.code(), wrong.to_string(), wrong.help())
     }
 }
@@ -447,6 +451,11 @@ async fn cancel(State(shared): Context, sent: Body) -> Answer<Response> {
         }
         match id_of(&row) {
             Some(id) => jobs.push(id),
+            None if row.state == "ignored" => {
+                let message = format!("{} has a temporary name: it is no item, and is never taken", row.name);
+                let help = "there is nothing to cancel: remove it by hand, or let its producer rename it";
+                return Err(Refused::new(409, "ignored", message, help));
+            }
             None => {
                 let name = || Some(crate::item::ItemName::new(bytes_of(&row.name)?).base64());
                 let name_b64 = row.name_b64.clone().or_else(name);

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use crate::api::client::{Client, ClientError, encoded};
 use crate::api::directories::Directories;
 use crate::api::ended::Query;
-use crate::api::reference;
+use crate::api::reference::{self, Unresolved};
 use crate::api::results::Results;
 use crate::api::view::{Listed, Shown, Status};
 use crate::config::Config;
@@ -150,6 +150,9 @@ fn path_of(query: &Query) -> String {
 }
 
 /// A job's name from the command line: as it is, or escaped as `list` shows it when it isn't UTF-8.
-pub(super) fn named(job: &OsStr) -> String {
-    job.to_str().map(str::to_owned).unwrap_or_else(|| escape(job.as_bytes()))
+pub(super) fn named(job: &OsStr) -> Result<String, Trouble> {
+    if job.is_empty() {
+        return Err(Unresolved::Empty.into());
+    }
+    Ok(job.to_str().map(str::to_owned).unwrap_or_else(|| escape(job.as_bytes())))
 }
