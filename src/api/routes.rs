@@ -26,6 +26,7 @@ use super::directories::{self, Directories};
 use super::ended::{Ended, Query};
 use super::guard::Guard;
 use super::reference::{self, Unresolved, fit};
+use super::unlisted;
 use super::view::{Change, Listed, Status};
 use super::{Board, Command, DeviceBody, InboxRef, JobsBody, Refusal, Request, server};
 use crate::item::JobId;
@@ -258,7 +259,9 @@ fn lookup(shared: &Shared, text: &str) -> Answer<Listed> {
     let view = shared.board.read();
     let live = view.live.iter().filter(|row| fit(text, row).is_some());
     // Of the inbox the file system knows best: names beyond the view's window are there too, claimed ones no longer.
-    let waiting = shared.directories.find_waiting(text);
+    let unjudged = unlisted::unlisted(&view.status.counts, &view.live).unwrap_or_else(unlisted::arrived);
+    let directories = shared.directories.saying(unjudged);
+    let waiting = directories.find_waiting(text);
     let there =
         |row: &&Listed| row.id.is_some() || waiting.iter().any(|it| (&it.folder, &it.name) == (&row.folder, &row.name));
     let live: Vec<Listed> = live.filter(there).cloned().collect();
@@ -270,7 +273,7 @@ fn lookup(shared: &Shared, text: &str) -> Answer<Listed> {
     match found {
         // Between its last publication and its index, or not indexed yet: the directories know.
         Err(Unresolved::Unknown(_)) => {
-            Ok(reference::resolve(text, shared.directories.candidates(text).map_err(Refused::io)?)?)
+            Ok(reference::resolve(text, directories.candidates(text).map_err(Refused::io)?)?)
         }
         found => Ok(found?),
     }

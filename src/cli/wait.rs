@@ -99,7 +99,7 @@ fn all(source: &Source) -> Result<Vec<Listed>, Trouble> {
 fn unseen(source: &Source, client: &Client) -> Result<bool, Trouble> {
     let states = ["held", "ignored", "ready", "arriving"].join(",");
     let listed: Vec<Listed> = client.get(&format!("/v1/jobs?state={}&limit=100000", encoded(&states)))?;
-    let wanted = Query { states: vec!["ready".to_owned()], ..Query::default() };
+    let wanted = Query { states: vec!["arriving".to_owned()], ..Query::default() };
     let present = source.directories.waiting(&wanted, HELD_LISTED as usize + 1)?;
     // Told since the count that was looked at.
     if listed.iter().any(|row| matches!(row.state.as_str(), "ready" | "arriving")) {
