@@ -98,6 +98,80 @@ fn a_job_is_named_by_directory_ulid_prefix_or_item() {
 }
 
 #[test]
+fn all_that_lies_in_the_inbox_is_listed_with_and_without_a_director() {
+    // More than the director lists of either.
+    const READY: usize = 1_400;
+    const HELD: usize = 1_100;
+    let world =
+        World::with("[inbox]\nsettle = \"0s\"\n[devices]\nuse = \"cpu\"\n", &shell(":", "match = [\"*.txt\"]\n"));
+    let service = world.start();
+    world.ok(&["pause"]);
+    for n in 0..READY {
+        world.drop_file(format!("{n}.txt"), b"x");
+    }
+    for n in 0..HELD {
+        world.drop_file(format!("{n}.pdf"), b"x");
+    }
+    let counted = |status: &Value, state: &str| status["counts"][state].as_u64() == Some(READY as u64);
+    world.until("all are counted", |status| counted(status, "ready") && status["counts"]["held"] == HELD);
+    let check = |of_txt: &str| {
+        let rows = world.json(&["list"]);
+        let rows = rows.as_array().expect("rows");
+        for (end, state, n) in [(".txt", of_txt, READY), (".pdf", "held", HELD)] {
+            let names: std::collections::BTreeSet<&str> =
+                rows.iter().filter(|row| row["state"] == state).filter_map(|row| row["name"].as_str()).collect();
+            assert_eq!((names.len(), names.iter().all(|name| name.ends_with(end))), (n, true), "{state}");
+        }
+        assert_eq!(rows.len(), READY + HELD);
+        let held = world.json(&["list", "--state", "held", "--limit", "1050"]);
+        assert_eq!(held.as_array().map(Vec::len), Some(1050));
+        let route = world.json(&["list", "--route", "work"]);
+        assert_eq!(route.as_array().map(Vec::len), Some(READY));
+    };
+    check("ready");
+    service.kill();
+    let status = world.status();
+    assert!(counted(&status, "arriving") && status["counts"]["held"] == HELD, "{status:#}");
+    check("arriving");
+    let waiting = &world.json(&["list", "--state", "arriving", "--limit", "1"])[0]["reason"];
+    assert_eq!(waiting, "not judged: no director runs");
+}
+
+#[test]
+fn items_of_one_name_are_told_apart_by_their_folders() {
+    let route = |folder: &str| {
+        format!(
+            "{}folder = \"{folder}\"\nmatch = [\"*.txt\"]\n",
+            shell(":", "").replace("name = \"", &format!("name = \"{folder}"))
+        )
+    };
+    let world = World::new(&format!("{}{}", route("high"), route("low")));
+    let service = world.start();
+    for path in ["same", "high/same", "low/same", "low/same.part"] {
+        world.drop_file(path, b"x");
+    }
+    world.until("they are held", |status| status["counts"]["held"] == 3 && status["counts"]["ignored"] == 1);
+    let told = text(&world.code(&["show", "same"], 1).stderr);
+    for path in ["./same", "high/same", "low/same"] {
+        assert!(told.contains(path), "{told}");
+        assert_eq!(world.json(&["show", path])["state"], "held", "{path}");
+    }
+    world.ok(&["cancel", "low/same"]);
+    world.until("it is cancelled", |status| status["counts"]["cancelled"] == 1);
+    assert_eq!(world.json(&["show", "low/same"])["state"], "cancelled");
+    assert_eq!(names(&world.inbox().join("low")), ["same.part"]);
+    // What is no item isn't cancelled.
+    let told = text(&world.code(&["cancel", "same.part"], 1).stderr);
+    assert!(told.contains("temporary name"), "{told}");
+    assert_eq!(service.stop(), 0);
+    assert_eq!(world.json(&["show", "low/same"])["state"], "cancelled");
+    for command in ["show", "logs", "cancel", "retry", "wait"] {
+        let told = text(&world.code(&[command, ""], 2).stderr);
+        assert!(told.contains("an empty name names nothing"), "{command}: {told}");
+    }
+}
+
+#[test]
 fn control_commands_need_a_director() {
     let world = World::new(&shell(":", ""));
     for args in [

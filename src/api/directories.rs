@@ -8,6 +8,7 @@ use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -15,13 +16,13 @@ use rustix::fs::FileType;
 use serde::Deserialize;
 
 use super::ended::{Ended, FOUND, Query};
-use super::reference::{fit, unescape};
+use super::reference::{fit, split, unescape};
 use super::results::{Mark, Reported, Wanted};
-use super::view::{Counts, DirectorState, Listed, Paths, Shown, Status, path_text};
+use super::view::{Counts, DirectorState, HeldView, Listed, Paths, Shown, Status, path_text};
 use crate::config::{Backend, Config};
 use crate::devices::HostMode;
 use crate::inbox;
-use crate::item::{Attempt, Counters, ItemName, JobDir, JobId, JobRecord, Outcome, ResultRecord};
+use crate::item::{Attempt, Counters, ItemName, JobDir, JobId, JobRecord, Outcome, ResultRecord, escape};
 
 /// No record that gamdok writes comes near it.
 const LARGEST: u64 = 64 << 20;
@@ -30,9 +31,24 @@ const LARGEST: u64 = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct Directories {
     root: PathBuf,
-    /// Intake folders under `inbox/`, beside the inbox itself.
-    folders: Vec<String>,
-    names: inbox::Ignore,
+    sorting: Arc<inbox::Sorting>,
+    unjudged: Unjudged,
+}
+
+/// What is said of an item in the inbox of which its name tells no more than that it is one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unjudged {
+    pub state: &'static str,
+    pub reason: Option<String>,
+}
+
+/// Something in the inbox, and what is said of it.
+struct Waiting<'a> {
+    folder: &'a str,
+    name: ItemName,
+    state: &'static str,
+    reason: Option<String>,
+    route: Option<String>,
 }
 
 /// Where an ended job lies.
@@ -46,14 +62,18 @@ struct Place {
 impl Directories {
     /// With what the configuration says of intake folders and temporary names; none when it can't be read.
     pub fn new(root: &Path, config: Option<&Config>) -> Directories {
-        let routes = config.map(|config| config.routes.as_slice()).unwrap_or_default();
-        let folders: BTreeSet<String> = routes.iter().map(|route| route.folder.clone()).collect();
-        let extra = config.map(|config| config.inbox.ignore.as_slice()).unwrap_or_default();
+        let sorting = inbox::Sorting::new(config.map(|config| (&config.inbox, &config.routes[..])));
+        let reason = Some("not judged: no director runs".to_owned());
         Directories {
             root: root.to_owned(),
-            folders: folders.into_iter().filter(|folder| !folder.is_empty()).collect(),
-            names: inbox::Ignore::new(extra),
+            sorting: Arc::new(sorting),
+            unjudged: Unjudged { state: "arriving", reason },
         }
+    }
+
+    /// The same, where somebody knows more of what lies there unjudged.
+    pub fn saying(&self, unjudged: Unjudged) -> Directories {
+        Directories { unjudged, ..self.clone() }
     }
 
     pub fn root(&self) -> &Path {
@@ -170,17 +190,16 @@ impl Directories {
         Ok(rows)
     }
 
-    /// What lies in the inbox: temporary names as `ignored`, all else as `ready`, since nobody judges it now.
-    fn each_waiting(&self, mut look: impl FnMut(&str, ItemName, &'static str) -> Look) -> io::Result<()> {
-        for folder in std::iter::once("").chain(self.folders.iter().map(String::as_str)) {
+    /// What lies in the inbox, sorted by the names: nobody looks any closer now.
+    fn each_waiting(&self, mut look: impl FnMut(Waiting<'_>) -> Look) -> io::Result<()> {
+        for folder in self.sorting.folders() {
             for entry in entries(&self.root.join("inbox").join(folder))? {
-                let name = ItemName::new(entry.file_name());
-                if folder.is_empty() && self.is_intake_folder(name.as_os_str()) {
-                    continue;
-                }
-                let directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-                let state = self.state_of(&name, directory);
-                if look(folder, name, state) == Look::Enough {
+                // What can't be told is gone, or shows when it is looked at.
+                let kind = entry.file_type().map_or(FileType::RegularFile, kind_of);
+                let waiting = self.sorted(folder, ItemName::new(entry.file_name()), kind);
+                if let Some(waiting) = waiting
+                    && look(waiting) == Look::Enough
+                {
                     return Ok(());
                 }
             }
@@ -188,37 +207,56 @@ impl Directories {
         Ok(())
     }
 
-    fn state_of(&self, name: &ItemName, directory: bool) -> &'static str {
-        let kind = if directory { FileType::Directory } else { FileType::RegularFile };
-        if self.names.matches(name.as_os_str(), kind) { "ignored" } else { "ready" }
+    /// What is known of a name in a folder; nothing when it is no item of its own.
+    fn sorted<'a>(&self, folder: &'a str, name: ItemName, kind: FileType) -> Option<Waiting<'a>> {
+        if folder.is_empty() && self.sorting.is_folder(name.as_os_str()) {
+            return None;
+        }
+        let unjudged = |route| (self.unjudged.state, self.unjudged.reason.clone(), route);
+        let (state, reason, route) = match self.sorting.sort(folder, name.as_os_str(), kind) {
+            inbox::Sort::Ignored => ("ignored", None, None),
+            inbox::Sort::Held(reason) => ("held", Some(reason.to_owned()), None),
+            inbox::Sort::Companion(owner) if self.path(folder, &owner).symlink_metadata().is_ok() => return None,
+            inbox::Sort::Companion(_) => unjudged(None),
+            inbox::Sort::Open { route } => unjudged(route),
+        };
+        Some(Waiting { folder, name, state, reason, route })
     }
 
-    fn is_intake_folder(&self, name: &OsStr) -> bool {
-        self.folders.iter().any(|folder| Path::new(folder).iter().next() == Some(name))
+    /// Where an item lies in the inbox.
+    fn path(&self, folder: &str, name: &OsStr) -> PathBuf {
+        self.root.join("inbox").join(folder).join(name)
     }
 
     /// At most `limit` items of the inbox that `query` wants.
     pub fn waiting(&self, query: &Query, limit: usize) -> io::Result<Vec<Listed>> {
         let mut rows = Vec::new();
-        self.each_waiting(|folder, name, state| {
-            if rows.len() == limit {
-                return Look::Enough;
-            }
-            let row = self.waiting_row(folder, &name, state);
-            if query.admits(&row) {
+        if limit > 0 {
+            self.each_unclaimed(query, |row| {
                 rows.push(row);
-            }
-            Look::On
-        })?;
+                rows.len() < limit
+            })?;
+        }
         Ok(rows)
     }
 
-    fn waiting_row(&self, folder: &str, name: &ItemName, state: &str) -> Listed {
-        let path = self.root.join("inbox").join(folder).join(name.as_os_str());
+    /// Every item of the inbox that `query` wants, its limit apart, as long as `take` wants more.
+    pub fn each_unclaimed(&self, query: &Query, mut take: impl FnMut(Listed) -> bool) -> io::Result<()> {
+        self.each_waiting(|waiting| {
+            let row = self.waiting_row(waiting);
+            if !query.admits(&row) || take(row) { Look::On } else { Look::Enough }
+        })
+    }
+
+    fn waiting_row(&self, waiting: Waiting<'_>) -> Listed {
+        let Waiting { folder, name, state, reason, route } = waiting;
+        let meta = self.path(folder, name.as_os_str()).symlink_metadata();
         Listed {
             name: name.escaped(),
             state: state.to_owned(),
-            arrived_at: fs::symlink_metadata(path).ok().and_then(|meta| changed_at(&meta)),
+            reason,
+            route,
+            arrived_at: meta.ok().and_then(|meta| changed_at(&meta)),
             folder: folder.to_owned(),
             name_b64: Some(name.base64()),
             ..Listed::empty()
@@ -227,6 +265,8 @@ impl Directories {
 
     /// The items in the inbox that `text` could mean, as it is or unescaped: one in each intake folder at most.
     pub fn find_waiting(&self, text: &str) -> Vec<Listed> {
+        let (wanted, text) = split(text).map_or((None, text), |(folder, name)| (Some(folder), name));
+        let is_wanted = |folder: &&str| wanted.is_none_or(|it| it == *folder || escape(folder.as_bytes()) == it);
         let mut names: Vec<Vec<u8>> = vec![text.as_bytes().to_vec()];
         names.extend(unescape(text).filter(|bytes| bytes != text.as_bytes()));
         let mut rows = Vec::new();
@@ -237,15 +277,10 @@ impl Directories {
                 continue;
             }
             let name = ItemName::new(std::ffi::OsString::from_vec(name));
-            for folder in std::iter::once("").chain(self.folders.iter().map(String::as_str)) {
-                let folder_itself = folder.is_empty() && self.is_intake_folder(name.as_os_str());
-                let path = self.root.join("inbox").join(folder).join(name.as_os_str());
-                match fs::symlink_metadata(&path) {
-                    Ok(meta) if !folder_itself => {
-                        rows.push(self.waiting_row(folder, &name, self.state_of(&name, meta.is_dir())));
-                    }
-                    _ => {}
-                }
+            for folder in self.sorting.folders().filter(is_wanted) {
+                let Ok(meta) = self.path(folder, name.as_os_str()).symlink_metadata() else { continue };
+                let waiting = self.sorted(folder, name.clone(), kind_of(meta.file_type()));
+                rows.extend(waiting.map(|waiting| self.waiting_row(waiting)));
             }
         }
         rows
@@ -275,7 +310,7 @@ impl Directories {
         Ok(rows)
     }
 
-    /// Directories present, by state. Without a director whatever lies in the inbox counts as ready.
+    /// Directories present, by state, and what lies in the inbox, as far as its names tell.
     pub fn counts(&self) -> io::Result<Counts> {
         let mut counts = Counts::default();
         for row in self.claimed()? {
@@ -286,10 +321,11 @@ impl Directories {
                 _ => counts.claimed += 1,
             }
         }
-        self.each_waiting(|_, _, state| {
-            match state {
+        self.each_waiting(|waiting| {
+            match waiting.state {
                 "ignored" => counts.ignored += 1,
-                _ => counts.ready += 1,
+                "held" => counts.held += 1,
+                _ => counts.arriving += 1,
             }
             Look::On
         })?;
@@ -342,10 +378,18 @@ impl Directories {
             devices: Vec::new(),
             running: Vec::new(),
             residents: Vec::new(),
-            held: Vec::new(),
+            held: self.held()?,
             health: Vec::new(),
             counters: Counters::default(),
         })
+    }
+
+    /// As many of what can't be taken as a director lists.
+    fn held(&self) -> io::Result<Vec<HeldView>> {
+        let query = Query { states: vec!["held".to_owned()], ..Query::default() };
+        let rows = self.waiting(&query, inbox::HELD_LISTED)?;
+        let view = |row: Listed| Some(HeldView { name: row.name, reason: row.reason?, since: row.arrived_at? });
+        Ok(rows.into_iter().filter_map(view).collect())
     }
 
     // One job.
@@ -439,8 +483,9 @@ impl Ended for Directories {
             let dir = JobDir::new(name, JobId(ulid::Ulid::nil()));
             dir.as_str().rsplit_once('~').map(|(stem, _)| stem.to_owned()).unwrap_or_default()
         };
-        let mut stems = vec![stem(&ItemName::new(text))];
-        stems.extend(unescape(text).map(|bytes| stem(&ItemName::new(std::ffi::OsString::from_vec(bytes)))));
+        let name = split(text).map_or(text, |(_, name)| name);
+        let mut stems = vec![stem(&ItemName::new(name))];
+        stems.extend(unescape(name).map(|bytes| stem(&ItemName::new(std::ffi::OsString::from_vec(bytes)))));
         let mut rows = Vec::new();
         self.each_ended(|_, place| {
             let bare = Listed { id: Some(place.id.to_string()), job: Some(place.job.to_string()), ..Listed::empty() };
@@ -493,6 +538,19 @@ fn reported(place: &Place) -> Reported {
 
 fn finished_at(dir: &Path) -> Option<Timestamp> {
     read_json::<Head>(&dir.join("result.json")).ok()?.finished_at
+}
+
+fn kind_of(kind: fs::FileType) -> FileType {
+    use std::os::unix::fs::FileTypeExt as _;
+    match kind {
+        it if it.is_dir() => FileType::Directory,
+        it if it.is_symlink() => FileType::Symlink,
+        it if it.is_fifo() => FileType::Fifo,
+        it if it.is_socket() => FileType::Socket,
+        it if it.is_block_device() => FileType::BlockDevice,
+        it if it.is_char_device() => FileType::CharacterDevice,
+        _ => FileType::RegularFile,
+    }
 }
 
 /// A directory's entries; none when it isn't there. Entries that vanish while they are read are no error.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::directories::Directories;
 use super::ended::{Ended, FOUND, Query};
+use super::reference::{fit, split};
 use super::view::Listed;
 use crate::ledger::{self, Entries, QueryError, Reader, Wanted};
 
@@ -68,9 +69,12 @@ impl Ended for Indexed {
     }
 
     fn find(&self, text: &str) -> io::Result<Vec<Listed>> {
-        let found = self.reader().and_then(|reader| reader.find(OsStr::new(text), FOUND as u32).ok());
+        // A path that the item had: the ledger is asked for the name.
+        let name = split(text).map_or(text, |(_, name)| name);
+        let found = self.reader().and_then(|reader| reader.find(OsStr::new(name), FOUND as u32).ok());
+        let of_folder = |row: &Listed| name.len() == text.len() || fit(text, row).is_some();
         let ended = |row: &Listed| Query::ENDED.contains(&row.state.as_str());
-        let rows = found.into_iter().flatten().map(|row| row.listed()).filter(ended);
+        let rows = found.into_iter().flatten().map(|row| row.listed()).filter(ended).filter(of_folder);
         // The ledger finds them, the directories tell how they stand: a retry may have changed it since.
         let rows: Vec<Listed> = rows.filter_map(|row| self.directories.now(&row)).collect();
         // What it doesn't know may be a job that ended a moment ago, or a beginning of a directory's name.

@@ -20,6 +20,7 @@ pub mod server;
 mod socket;
 #[cfg(test)]
 mod tests;
+pub mod unlisted;
 pub mod view;
 
 pub use ended::{Ended, Query};

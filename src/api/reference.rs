@@ -1,5 +1,5 @@
 //! How people name a job: its directory, its ULID, a unique prefix of either, or the item's name when only one has it.
-//! Pure.
+//! What lies in the inbox has a path there: `<folder>/<name>`, or `./<name>` in the inbox itself. Pure.
 
 use super::view::Listed;
 use crate::item::escape;
@@ -9,10 +9,18 @@ use crate::item::escape;
 pub enum Fit {
     /// Its directory's name or its whole ULID.
     Job,
-    /// The item's name, as it is or escaped.
+    /// Its path in the inbox, where it lies.
+    Path,
+    /// The item's name, as it is or escaped; or the path that it had.
     Name,
     /// The beginning of the directory's name or of the ULID.
     Prefix,
+}
+
+/// The folder and the name in a path below the inbox; the folder is empty for the inbox itself.
+pub fn split(text: &str) -> Option<(&str, &str)> {
+    let (folder, name) = text.rsplit_once('/').filter(|(folder, name)| !folder.is_empty() && !name.is_empty())?;
+    Some((if folder == "." { "" } else { folder }, name))
 }
 
 /// Whether `text` could mean this row.
@@ -26,7 +34,10 @@ pub fn fit(text: &str, row: &Listed) -> Option<Fit> {
     let is = |whole: &Option<String>| whole.as_ref().is_some_and(|whole| whole.eq_ignore_ascii_case(text));
     if is(&row.id) || row.job.as_deref() == Some(text) {
         Some(Fit::Job)
-    } else if row.name == text || row.name == escape(text.as_bytes()) {
+    } else if let Some((folder, name)) = split(text) {
+        let there = is_same(&row.folder, folder) && is_same(&row.name, name);
+        there.then_some(if row.id.is_none() { Fit::Path } else { Fit::Name })
+    } else if is_same(&row.name, text) {
         Some(Fit::Name)
     } else if !text.is_empty() && (starts(&row.id) || starts(&row.job)) {
         Some(Fit::Prefix)
@@ -35,18 +46,29 @@ pub fn fit(text: &str, row: &Listed) -> Option<Fit> {
     }
 }
 
+fn is_same(shown: &str, text: &str) -> bool {
+    shown == text || shown == escape(text.as_bytes())
+}
+
+/// So many candidates are named; more make a reference no clearer.
+const NAMED: usize = 10;
+
 /// A reference that names no single job.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Unresolved {
+    #[error("an empty name names nothing")]
+    Empty,
     #[error("no job or item is called `{0}`")]
     Unknown(String),
-    #[error("`{text}` could be any of {}: {}", candidates.len(), candidates.join(", "))]
-    Ambiguous { text: String, candidates: Vec<String> },
+    /// With what to write instead.
+    #[error("`{text}` could be any of these: {}{}", candidates.join(", "), if *more { ", and others" } else { "" })]
+    Ambiguous { text: String, candidates: Vec<String>, more: bool },
 }
 
 impl Unresolved {
     pub fn code(&self) -> &'static str {
         match self {
+            Unresolved::Empty => "bad-request",
             Unresolved::Unknown(_) => "not-found",
             Unresolved::Ambiguous { .. } => "ambiguous",
         }
@@ -54,14 +76,20 @@ impl Unresolved {
 
     pub fn help(&self) -> &'static str {
         match self {
+            Unresolved::Empty => {
+                "give a job, its id, a unique beginning of either, or an item's name: `gamdok list` shows them"
+            }
             Unresolved::Unknown(_) => "`gamdok list` shows what there is",
-            Unresolved::Ambiguous { .. } => "use the job's id, or more letters of it",
+            Unresolved::Ambiguous { .. } => "write one of them instead, or more letters of an id",
         }
     }
 }
 
 /// The one row that `text` means among all that are known.
 pub fn resolve(text: &str, rows: impl IntoIterator<Item = Listed>) -> Result<Listed, Unresolved> {
+    if text.is_empty() {
+        return Err(Unresolved::Empty);
+    }
     let mut best: Vec<Listed> = Vec::new();
     let mut class = Fit::Prefix;
     for row in rows {
@@ -80,7 +108,20 @@ pub fn resolve(text: &str, rows: impl IntoIterator<Item = Listed>) -> Result<Lis
     match best.len() {
         0 => Err(Unresolved::Unknown(escape(text.as_bytes()))),
         1 => Ok(best.remove(0)),
-        _ => Err(Unresolved::Ambiguous { text: escape(text.as_bytes()), candidates: best.iter().map(label).collect() }),
+        n => Err(Unresolved::Ambiguous {
+            text: escape(text.as_bytes()),
+            candidates: best.iter().take(NAMED).map(written).collect(),
+            more: n > NAMED,
+        }),
+    }
+}
+
+/// What names this row and hardly any other: the job, else the path in the inbox.
+pub fn written(row: &Listed) -> String {
+    match &row.job {
+        Some(job) => job.clone(),
+        None if row.folder.is_empty() => format!("./{}", row.name),
+        None => format!("{}/{}", row.folder, row.name),
     }
 }
 
@@ -167,13 +208,56 @@ mod tests {
         // A name beats a prefix.
         check("01B", "01CRZ3NDEKTSV4RRFFQ69G5FAX");
         check("01BR", "01BRZ3NDEKTSV4RRFFQ69G5FAX");
-        check("", "not-found: no job or item is called ``");
+        check("", "bad-request: an empty name names nothing");
         check("x.wav", "not-found: no job or item is called `x.wav`");
-        check("01A", "ambiguous: `01A` could be any of 2: a~01ARZ3NDEKTSV4RRFFQ69G5FAV, b~01ARZ3NDEKTSV4RRFFQ69G5FAW");
+        check(
+            "01A",
+            "ambiguous: `01A` could be any of these: a~01ARZ3NDEKTSV4RRFFQ69G5FAV, b~01ARZ3NDEKTSV4RRFFQ69G5FAW",
+        );
         check(
             "b.wav",
-            "ambiguous: `b.wav` could be any of 2: b~01ARZ3NDEKTSV4RRFFQ69G5FAW, b~01BRZ3NDEKTSV4RRFFQ69G5FAX",
+            "ambiguous: `b.wav` could be any of these: b~01ARZ3NDEKTSV4RRFFQ69G5FAW, b~01BRZ3NDEKTSV4RRFFQ69G5FAX",
         );
+    }
+
+    #[test]
+    fn what_lies_in_the_inbox_has_a_path() {
+        let within = |folder: &str, row: Listed| Listed { folder: folder.to_owned(), ..row };
+        let rows = [
+            row("", "b.wav", "held"),
+            within("low", row("", "b.wav", "held")),
+            within("e\\nf", row("", "b\\nc", "held")),
+            within("low", row("01ARZ3NDEKTSV4RRFFQ69G5FAV", "b.wav", "done")),
+            within("low", row("01BRZ3NDEKTSV4RRFFQ69G5FAV", "c.wav", "done")),
+        ];
+        let check = |text: &str, expected: &str| {
+            let found = match resolve(text, rows.clone()) {
+                Ok(row) => written(&row),
+                Err(wrong) => wrong.to_string(),
+            };
+            assert_eq!(found, expected, "{text}");
+        };
+        check("./b.wav", "./b.wav");
+        check("low/b.wav", "low/b.wav");
+        check("low/c.wav", "c~01BRZ3NDEKTSV4RRFFQ69G5FAV");
+        check("e\nf/b\nc", "e\\nf/b\\nc");
+        check("e\\nf/b\\nc", "e\\nf/b\\nc");
+        check("high/b.wav", "no job or item is called `high/b.wav`");
+        check("/b.wav", "no job or item is called `/b.wav`");
+        check("low/", "no job or item is called `low/`");
+        check("b.wav", "`b.wav` could be any of these: ./b.wav, low/b.wav, b~01ARZ3NDEKTSV4RRFFQ69G5FAV");
+    }
+
+    #[test]
+    fn of_many_that_it_could_be_ten_are_named() {
+        let check = |n: u32, others: bool| {
+            let rows = (0..n).map(|n| row(&format!("01ARZ3NDEKTSV4RRFFQ69G5F{n:02}"), "a", "done"));
+            let Err(Unresolved::Ambiguous { candidates, more, .. }) = resolve("01ARZ", rows) else { panic!("{n}") };
+            assert_eq!((candidates.len(), more), (10.min(n as usize), others), "{n}");
+        };
+        check(10, false);
+        check(11, true);
+        check(99, true);
     }
 
     #[test]

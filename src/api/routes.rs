@@ -26,6 +26,7 @@ use super::directories::{self, Directories};
 use super::ended::{Ended, Query};
 use super::guard::Guard;
 use super::reference::{self, Unresolved, fit};
+use super::unlisted;
 use super::view::{Change, Listed, Status};
 use super::{Board, Command, DeviceBody, InboxRef, JobsBody, Refusal, Request, server};
 use crate::item::JobId;
@@ -124,7 +125,11 @@ impl Refused {
 
 impl From<Unresolved> for Refused {
     fn from(wrong: Unresolved) -> Refused {
-        let status = if matches!(wrong, Unresolved::Unknown(_)) { 404 } else { 409 };
+        let status = match wrong {
+            Unresolved::Empty => 400,
+            Unresolved::Unknown(_) => 404,
+            Unresolved::Ambiguous { .. } => 409,
+        };
         Refused::new(status, wrong.code(), wrong.to_string(), wrong.help())
     }
 }
@@ -254,7 +259,9 @@ fn lookup(shared: &Shared, text: &str) -> Answer<Listed> {
     let view = shared.board.read();
     let live = view.live.iter().filter(|row| fit(text, row).is_some());
     // Of the inbox the file system knows best: names beyond the view's window are there too, claimed ones no longer.
-    let waiting = shared.directories.find_waiting(text);
+    let unjudged = unlisted::unlisted(&view.status.counts, &view.live).unwrap_or_else(unlisted::arrived);
+    let directories = shared.directories.saying(unjudged);
+    let waiting = directories.find_waiting(text);
     let there =
         |row: &&Listed| row.id.is_some() || waiting.iter().any(|it| (&it.folder, &it.name) == (&row.folder, &row.name));
     let live: Vec<Listed> = live.filter(there).cloned().collect();
@@ -266,7 +273,7 @@ fn lookup(shared: &Shared, text: &str) -> Answer<Listed> {
     match found {
         // Between its last publication and its index, or not indexed yet: the directories know.
         Err(Unresolved::Unknown(_)) => {
-            Ok(reference::resolve(text, shared.directories.candidates(text).map_err(Refused::io)?)?)
+            Ok(reference::resolve(text, directories.candidates(text).map_err(Refused::io)?)?)
         }
         found => Ok(found?),
     }
@@ -447,6 +454,11 @@ async fn cancel(State(shared): Context, sent: Body) -> Answer<Response> {
         }
         match id_of(&row) {
             Some(id) => jobs.push(id),
+            None if row.state == "ignored" => {
+                let message = format!("{} has a temporary name: it is no item, and is never taken", row.name);
+                let help = "there is nothing to cancel: remove it by hand, or let its producer rename it";
+                return Err(Refused::new(409, "ignored", message, help));
+            }
             None => {
                 let name = || Some(crate::item::ItemName::new(bytes_of(&row.name)?).base64());
                 let name_b64 = row.name_b64.clone().or_else(name);

@@ -18,7 +18,7 @@ pub(super) struct Cancel {
 
 impl Cancel {
     pub(super) fn run(self, global: &Global) -> Result<u8, Trouble> {
-        let jobs: Vec<String> = self.jobs.iter().map(|job| source::named(job)).collect();
+        let jobs: Vec<String> = self.jobs.iter().map(|job| source::named(job)).collect::<Result<_, _>>()?;
         let body = JobsBody { jobs, ..JobsBody::default() };
         let answer: Value = control::director(global)?.post("/v1/cancel", &body)?;
         control::tell_of_each(global, &answer, "cancelled", "cancelled")

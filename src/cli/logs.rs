@@ -37,7 +37,7 @@ pub(super) struct Logs {
 impl Logs {
     pub(super) fn run(self, global: &Global) -> Result<u8, Trouble> {
         let source = Source::open(global)?;
-        let name = source::named(&self.job);
+        let name = source::named(&self.job)?;
         let shown = source.show(&name)?;
         if self.follow {
             Tail::new(&source, shown, name, self.attempt).follow()?;

@@ -25,7 +25,7 @@ pub(super) struct Retry {
 impl Retry {
     pub(super) fn run(self, global: &Global) -> Result<u8, Trouble> {
         let body = JobsBody {
-            jobs: self.jobs.iter().map(|job| source::named(job)).collect(),
+            jobs: self.jobs.iter().map(|job| source::named(job)).collect::<Result<_, _>>()?,
             failed: self.failed,
             route: self.route,
         };

@@ -21,7 +21,7 @@ pub(super) struct Show {
 
 impl Show {
     pub(super) fn run(self, global: &Global) -> Result<u8, Trouble> {
-        let shown = Source::open(global)?.show(&source::named(&self.job))?;
+        let shown = Source::open(global)?.show(&source::named(&self.job)?)?;
         if global.json {
             output::json(&shown)?;
         } else {

@@ -7,9 +7,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use crate::api::client::{Client, ClientError, encoded};
 use crate::api::directories::Directories;
 use crate::api::ended::Query;
-use crate::api::reference;
+use crate::api::reference::{self, Unresolved};
 use crate::api::results::Results;
-use crate::api::view::{Listed, Shown, Status};
+use crate::api::unlisted;
+use crate::api::view::{Counts, Listed, Shown, Status};
 use crate::config::Config;
 use crate::item::{Counters, escape};
 use crate::ledger::{self, Reader};
@@ -20,7 +21,7 @@ use super::trouble::Trouble;
 /// Rows are asked for in pages of this size.
 const PAGE: usize = 1000;
 
-/// More than a director ever publishes.
+/// More than a director ever lists of what hasn't ended; the rest of the inbox is read there.
 const LIVE: usize = 100_000;
 
 pub(super) struct Source {
@@ -92,6 +93,7 @@ impl Source {
             rest -= rows.len().min(rest);
             seen.extend(rows.iter().filter_map(|row| row.id.clone()));
             take(rows)?;
+            self.each_unlisted(client, query, &mut rest, &mut take)?;
         }
         let mut ended = Query { states: words(true), ..query.clone() };
         while query.wants_ended() && rest > 0 {
@@ -109,6 +111,51 @@ impl Source {
             }
         }
         Ok(())
+    }
+
+    /// What lies in the inbox beyond the lists of the director, which are bounded: read from there, and said of it what the
+    /// counts tell.
+    fn each_unlisted(
+        &self,
+        client: &Client,
+        query: &Query,
+        rest: &mut usize,
+        take: &mut impl FnMut(Vec<Listed>) -> Result<(), Trouble>,
+    ) -> Result<(), Trouble> {
+        if *rest == 0 || !unlisted::STATES.iter().any(|state| query.wants_state(state)) {
+            return Ok(());
+        }
+        let Status { counts, .. } = client.get("/v1/status")?;
+        let states = unlisted::STATES.map(str::to_owned).to_vec();
+        let listed: Vec<Listed> = client.get(&path_of(&Query { states, limit: Some(LIVE), ..Query::default() }))?;
+        let known: HashSet<(&str, &str)> = listed.iter().map(|row| (&*row.folder, &*row.name)).collect();
+        let is_known = |row: &Listed| known.contains(&(&*row.folder, &*row.name));
+        let Some(mut unjudged) = unlisted::unlisted(&counts, &listed) else { return Ok(()) };
+        if unjudged.reason.is_some() {
+            // Many are held for their names alone: then the rest may be one thing only.
+            let (mut by_name, held) = (0, Query { states: vec!["held".to_owned()], ..Query::default() });
+            self.directories.each_unclaimed(&held, |row| {
+                by_name += u64::from(!is_known(&row));
+                true
+            })?;
+            let counts = Counts { held: counts.held.saturating_sub(by_name), ..counts };
+            unjudged = unlisted::unlisted(&counts, &listed).unwrap_or_else(unlisted::arrived);
+        }
+        let mut page = Vec::new();
+        let mut taken = Ok(());
+        self.directories.saying(unjudged).each_unclaimed(query, |row| {
+            if is_known(&row) {
+                return true;
+            }
+            page.push(row);
+            *rest -= 1;
+            if page.len() == PAGE || *rest == 0 {
+                taken = take(std::mem::take(&mut page));
+            }
+            taken.is_ok() && *rest > 0
+        })?;
+        taken?;
+        if page.is_empty() { Ok(()) } else { take(page) }
     }
 
     pub(super) fn rows(&self, query: &Query) -> Result<Vec<Listed>, Trouble> {
@@ -150,6 +197,9 @@ fn path_of(query: &Query) -> String {
 }
 
 /// A job's name from the command line: as it is, or escaped as `list` shows it when it isn't UTF-8.
-pub(super) fn named(job: &OsStr) -> String {
-    job.to_str().map(str::to_owned).unwrap_or_else(|| escape(job.as_bytes()))
+pub(super) fn named(job: &OsStr) -> Result<String, Trouble> {
+    if job.is_empty() {
+        return Err(Unresolved::Empty.into());
+    }
+    Ok(job.to_str().map(str::to_owned).unwrap_or_else(|| escape(job.as_bytes())))
 }

@@ -115,7 +115,8 @@ impl From<ClientError> for Trouble {
 
 impl From<Unresolved> for Trouble {
     fn from(wrong: Unresolved) -> Trouble {
-        Trouble::new(exit::FAILED, wrong.code(), wrong.to_string(), wrong.help())
+        let exit = if matches!(wrong, Unresolved::Empty) { exit::USAGE } else { exit::FAILED };
+        Trouble::new(exit, wrong.code(), wrong.to_string(), wrong.help())
     }
 }
 

@@ -13,7 +13,7 @@ use super::trouble::{Trouble, exit};
 use super::{Global, list, output};
 use crate::api::client::{Client, ClientError, encoded};
 use crate::api::ended::Query;
-use crate::api::reference::label;
+use crate::api::reference::{label, written};
 use crate::api::view::{Change, Listed, Shown};
 
 /// Between two questions about a busy director.
@@ -38,7 +38,7 @@ pub(super) struct Wait {
 impl Wait {
     pub(super) fn run(self, global: &Global) -> Result<u8, Trouble> {
         let source = Source::open(global)?;
-        let names: Vec<String> = self.jobs.iter().map(|job| source::named(job)).collect();
+        let names: Vec<String> = self.jobs.iter().map(|job| source::named(job)).collect::<Result<_, _>>()?;
         let rows = if names.is_empty() { all(&source)? } else { these(&source, &names)? };
         let wrong: Vec<Listed> = rows.iter().filter(|row| row.state != "done").cloned().collect();
         if global.json {
@@ -99,7 +99,7 @@ fn all(source: &Source) -> Result<Vec<Listed>, Trouble> {
 fn unseen(source: &Source, client: &Client) -> Result<bool, Trouble> {
     let states = ["held", "ignored", "ready", "arriving"].join(",");
     let listed: Vec<Listed> = client.get(&format!("/v1/jobs?state={}&limit=100000", encoded(&states)))?;
-    let wanted = Query { states: vec!["ready".to_owned()], ..Query::default() };
+    let wanted = Query { states: vec!["arriving".to_owned()], ..Query::default() };
     let present = source.directories.waiting(&wanted, HELD_LISTED as usize + 1)?;
     // Told since the count that was looked at.
     if listed.iter().any(|row| matches!(row.state.as_str(), "ready" | "arriving")) {
@@ -159,8 +159,8 @@ fn these(source: &Source, names: &[String]) -> Result<Vec<Listed>, Trouble> {
 
 /// The same item now; nothing when it is nowhere.
 fn look_again(client: &Client, row: &Listed) -> Result<Option<Listed>, Trouble> {
-    let name = row.id.as_ref().unwrap_or(&row.name);
-    match client.get::<Shown>(&format!("/v1/jobs/{}", encoded(name))) {
+    let name = row.id.clone().unwrap_or_else(|| written(row));
+    match client.get::<Shown>(&format!("/v1/jobs/{}", encoded(&name))) {
         Ok(shown) => Ok(Some(shown.listed)),
         Err(ClientError::Refused { status: 404, .. }) => Ok(None),
         // Older jobs had the same name: the newest is ours, ids grow with time.

@@ -16,6 +16,7 @@ mod ready;
 mod report;
 mod scanner;
 pub mod signature;
+mod sorting;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -32,8 +33,8 @@ use crate::item::{ItemKind, ItemName, Signature};
 use crate::units::{Clock, Moment};
 
 pub use named::find;
-pub use names::Ignore;
 pub use scanner::start;
+pub use sorting::{Sort, Sorting};
 
 /// What the scanner needs to know.
 #[derive(Clone, Debug)]

@@ -32,17 +32,17 @@ const DIRECTORIES: [&[u8]; 6] = [b".~tmp~", b".rsync-partial", b"@eadir", b"__ma
 
 /// Tells the names that aren't items: the built-in patterns and the configuration's `ignore`.
 #[derive(Clone, Debug)]
-pub struct Ignore {
+pub(super) struct Ignore {
     extra: GlobSet,
 }
 
 impl Ignore {
     /// A pattern that can't be read is left out, and said so in the log; the configuration is checked before.
-    pub fn new(patterns: &[String]) -> Ignore {
+    pub(super) fn new(patterns: &[String]) -> Ignore {
         Ignore { extra: glob_set(patterns, "inbox.ignore") }
     }
 
-    pub fn matches(&self, name: &OsStr, kind: FileType) -> bool {
+    pub(super) fn matches(&self, name: &OsStr, kind: FileType) -> bool {
         let bytes = name.as_bytes();
         let ends = |end: &&[u8]| {
             let start = bytes.len().checked_sub(end.len());
