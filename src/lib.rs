@@ -6,31 +6,57 @@
 //! and files them, [`worker`] runs one attempt each, [`devices`] asks the driver, [`ledger`] keeps an index, [`api`]
 //! answers the [`cli`]. The README's ARCHITECTURE section tells the rest.
 
-pub mod api;
-pub mod cli;
-pub mod config;
-pub mod devices;
-pub mod director;
-pub mod fault;
-pub mod health;
-pub mod inbox;
-pub mod item;
-pub mod ledger;
-mod lender;
-pub mod logging;
-pub mod map;
-pub mod plan;
+#![deny(missing_docs)]
+
+// What a program depends on.
 pub mod pool;
-pub mod proc;
-pub mod root;
+pub mod rules;
 pub mod split;
-pub mod spool;
-pub mod state;
-pub mod sys;
-pub mod units;
-pub mod worker;
 
 pub use pool::{Devices, Pool, Slot, Slots, TaskError, Ticket};
+
+// The binary's own parts, reachable for it, the tests and the comparisons; no promise is made of them.
+#[doc(hidden)]
+pub mod api;
+#[doc(hidden)]
+pub mod cli;
+#[doc(hidden)]
+pub mod config;
+#[doc(hidden)]
+pub mod devices;
+#[doc(hidden)]
+pub mod director;
+#[doc(hidden)]
+pub mod fault;
+#[doc(hidden)]
+pub mod health;
+#[doc(hidden)]
+pub mod inbox;
+#[doc(hidden)]
+pub mod item;
+#[doc(hidden)]
+pub mod ledger;
+mod lender;
+#[doc(hidden)]
+pub mod logging;
+#[doc(hidden)]
+pub mod map;
+#[doc(hidden)]
+pub mod plan;
+#[doc(hidden)]
+pub mod proc;
+#[doc(hidden)]
+pub mod root;
+#[doc(hidden)]
+pub mod spool;
+#[doc(hidden)]
+pub mod state;
+#[doc(hidden)]
+pub mod sys;
+#[doc(hidden)]
+pub mod units;
+#[doc(hidden)]
+pub mod worker;
 
 #[cfg(test)]
 mod world;

@@ -83,21 +83,29 @@ pub enum Watch {
     Poll,
 }
 
+/// Which devices are used, and how.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Devices {
+    /// Where they come from.
     #[serde(rename = "use")]
     pub backend: Backend,
     /// Indexes or UUIDs; empty = all.
     pub include: Vec<String>,
+    /// Indexes or UUIDs, of those included.
     pub exclude: Vec<String>,
     /// Workers per GPU.
     pub slots: u32,
     /// None: one per core this process may use.
     pub cpu_slots: Option<u32>,
+    /// Which of the free ones an item gets.
     pub policy: Policy,
+    /// How a worker's process is told its GPUs.
     pub visible: Visible,
+    /// Whether a worker stays on the cores near its GPU.
     pub affinity: bool,
+    /// When a GPU counts as idle.
     pub idle: Idle,
+    /// What [`Backend::Sim`] makes up.
     pub sim: Sim,
 }
 
@@ -118,12 +126,17 @@ impl Default for Devices {
     }
 }
 
+/// Where devices come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
+    /// The GPUs of this host; on a host without any NVIDIA device, CPU slots.
     Auto,
+    /// The GPUs of this host. While the driver is silent nothing starts.
     Gpu,
+    /// CPU slots; the driver isn't touched.
     Cpu,
+    /// Made-up GPUs, for tests.
     Sim,
 }
 
@@ -144,19 +157,23 @@ pub enum Policy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Visible {
+    /// By their UUIDs: CUDA and the driver may number the same devices differently.
     Uuid,
+    /// By their indexes, for frameworks that choke on UUIDs.
     Index,
 }
 
 /// When a GPU counts as idle.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Idle {
+    /// More than this in use is somebody's work.
     pub max_memory_used: Bytes,
     /// Percent.
     pub max_utilization: u32,
     /// The least time between the two clean sweeps that a device used by others needs.
     #[serde(with = "stored::duration")]
     pub settle: Duration,
+    /// Names of processes that may be on it.
     pub ignore_processes: Vec<String>,
 }
 
@@ -171,9 +188,12 @@ impl Default for Idle {
     }
 }
 
+/// Made-up GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sim {
+    /// How many.
     pub gpus: u32,
+    /// The memory of each.
     pub memory: Bytes,
 }
 

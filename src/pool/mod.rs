@@ -31,8 +31,6 @@
 //! A task must not wait for another one of its own pool that may stand in line behind it: when every slot waits so, none
 //! goes on.
 
-#![deny(missing_docs)]
-
 mod map;
 mod scope;
 mod slot;

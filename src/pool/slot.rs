@@ -4,6 +4,7 @@ use crate::config;
 use crate::devices::DeviceId;
 use crate::devices::pin::{Pin, pin};
 use crate::lender::Loan;
+use crate::rules::Rules;
 
 /// How many slots a pool may have.
 ///
@@ -39,7 +40,7 @@ impl Slots {
 pub struct Devices {
     pub(super) gpus: u32,
     pub(super) cpu_fallback: bool,
-    pub(super) rules: config::Devices,
+    pub(super) rules: Rules,
 }
 
 impl Devices {
@@ -51,7 +52,7 @@ impl Devices {
     /// # Ok::<(), gamdok::pool::PoolError>(())
     /// ```
     pub fn cpu() -> Devices {
-        Devices { gpus: 0, cpu_fallback: true, rules: config::Devices::default() }
+        Devices { gpus: 0, cpu_fallback: true, rules: Rules::default() }
     }
 
     /// So many idle GPUs for each task, CPU slots where the host has no GPU at all.
@@ -64,7 +65,7 @@ impl Devices {
     /// # drop(two_each);
     /// ```
     pub fn gpus(each: u32) -> Devices {
-        Devices { gpus: each, cpu_fallback: true, rules: config::Devices::default() }
+        Devices { gpus: each, cpu_fallback: true, rules: Rules::default() }
     }
 
     /// Whether CPU slots do on a host without GPUs; they do unless this says `false`.
@@ -84,17 +85,17 @@ impl Devices {
     /// Which GPUs count, how many tasks share one, when one is idle: what `[devices]` says in a configuration.
     ///
     /// ```
-    /// use gamdok::config::{self, Backend};
+    /// use gamdok::rules::{Backend, Rules, Sim};
     /// use gamdok::{Devices, Pool};
     ///
-    /// let sim = config::Sim { gpus: 2, ..config::Sim::default() };
-    /// let rules = config::Devices { backend: Backend::Sim, sim, ..config::Devices::default() };
+    /// let sim = Sim { gpus: 2, ..Sim::default() };
+    /// let rules = Rules { backend: Backend::Sim, sim, ..Rules::default() };
     /// let pool = Pool::builder().devices(Devices::gpus(1).rules(rules)).build()?;
     /// assert_eq!(pool.slots(), 2);
     /// assert_eq!(pool.submit_with(|slot| slot.device().name().to_owned()).wait(), Ok("cuda:0".to_owned()));
     /// # Ok::<(), gamdok::pool::PoolError>(())
     /// ```
-    pub fn rules(mut self, rules: config::Devices) -> Devices {
+    pub fn rules(mut self, rules: Rules) -> Devices {
         self.rules = rules;
         self
     }
