@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::config::{self, Mode, Route};
+use crate::config::{self, Route};
 use crate::devices::{self, Cordon, CordonBy, DeviceId, HostMode, Lease, Leases, Reading, Snapshot, Verdict};
 use crate::inbox::{Candidate, CandidateKey};
 use crate::item::{IllegalStep, JobId, JobRecord, Stage, Step};
@@ -134,7 +134,7 @@ impl Demand {
             gpu_memory: route.gpu_memory,
             cpu_fallback: route.cpu_fallback,
             max_running: route.max_running,
-            resident: route.mode == Mode::Resident,
+            resident: route.keeps_residents(),
         }
     }
 

@@ -1,5 +1,5 @@
-//! Big line files against the built binary: a process for each batch, the parts in order in `out/`, and what a kill, a
-//! failing batch or an odd file makes of it.
+//! Big line files against the built binary: a process for each batch, or a resident one for each slot, the parts in order
+//! in `out/`, and what a kill, a failing batch or an odd file makes of it.
 
 mod support;
 
@@ -26,6 +26,48 @@ fn configure(world: &World, settings: &str, split: &str, script: &str, extra: &s
     );
     world.configure(settings, &route);
 }
+
+const HELPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python");
+
+/// The same with a resident worker in Python for each slot.
+fn resident(slots: usize, split: &str, script: &str, extra: &str) -> World {
+    let settings = format!("[inbox]\nsettle = \"0s\"\n[devices]\nuse = \"cpu\"\ncpu_slots = {slots}\n");
+    let world = World::with(&settings, "");
+    configure_resident(&world, &settings, "gpus = 0", split, script, extra);
+    world
+}
+
+fn configure_resident(world: &World, settings: &str, gpus: &str, split: &str, script: &str, extra: &str) {
+    fs::write(world.scratch("worker.py"), script).expect("write the worker");
+    let route = format!(
+        "[[route]]\nname = \"r\"\nmode = \"resident\"\n{gpus}\nretries = 1\nbackoff = \"10ms\"\nkill_grace = \"5s\"\n\
+         command = [\"python3\", {:?}]\nsplit = {{ {split} }}\nenv = {{ PYTHONPATH = {HELPER:?}, AT = {:?} }}\n{extra}\n",
+        world.scratch("worker.py"),
+        world.dir.path()
+    );
+    world.configure(settings, &route);
+}
+
+/// For workers that don't end when they are asked.
+fn hurry(world: &World) {
+    let text = fs::read_to_string(world.root.join("gamdok.toml")).expect("the configuration");
+    world.configure("", &text.replace("kill_grace = \"5s\"", "kill_grace = \"200ms\""));
+}
+
+/// Hands lines on as they are. Each process writes its number down, and counts what it saw.
+const SERVES: &str = r#"
+import os
+from gamdok_worker import serve_lines
+at = os.environ["AT"]
+open(at + "/processes", "a").write(f"{os.getpid()}\n")
+assert "GAMDOK_ITEM" not in os.environ
+def handle(batch):
+    assert len(batch) == len(list(batch)) and not batch.name.endswith(".gz")
+    batch.count("lines", len(batch))
+    batch.count("last line", 0 if batch.first_line else 1)
+    yield from batch
+serve_lines(handle)
+"#;
 
 fn gunzip(bytes: &[u8]) -> Vec<u8> {
     let mut plain = Vec::new();
@@ -70,14 +112,16 @@ fn whatever_is_in_a_file_comes_out_in_order() {
     ];
     for compress in [false, true] {
         let split = if compress { "lines = 7, compress = \"gzip\"" } else { "lines = 7" };
-        let world = world(2, split, "exec cat\n", "");
-        for (n, content) in odd.iter().enumerate() {
+        let worlds = [world(2, split, "exec cat\n", ""), resident(2, split, SERVES, "")];
+        for (world, (n, content)) in worlds.iter().flat_map(|world| odd.iter().enumerate().map(move |it| (world, it))) {
             world.drop_file(format!("{n}.txt"), content);
             world.drop_file(format!("{n}.packed.gz"), &gzip(content));
         }
-        world.once();
-        world.assert_empty();
-        for (n, content) in odd.iter().enumerate() {
+        for world in &worlds {
+            world.once();
+            world.assert_empty();
+        }
+        for (world, (n, content)) in worlds.iter().flat_map(|world| odd.iter().enumerate().map(move |it| (world, it))) {
             for (item, plain) in
                 [(format!("{n}.txt"), format!("{n}.txt")), (format!("{n}.packed.gz"), format!("{n}.packed"))]
             {
@@ -95,8 +139,8 @@ fn whatever_is_in_a_file_comes_out_in_order() {
 
 #[test]
 fn a_batch_is_told_of_its_item_and_what_it_prints_stands_for_it() {
-    let script = "test \"${GAMDOK_FD-none}\" = none\ncmp -s \"$GAMDOK_ITEM\" \"$1\"\necho \"$2 $GAMDOK_ROUTE $GAMDOK_DEVICE\" >&2\n\
-                  tr a-z A-Z\necho hello >&3\n";
+    let script = "set -e\ntest \"$GAMDOK_FD\" = 3\ncmp -s \"$GAMDOK_ITEM\" \"$1\"\necho \"$2 $GAMDOK_ROUTE $GAMDOK_DEVICE\" >&2\n\
+                  tr a-z A-Z\necho '{\"type\":\"done\",\"result\":1}' >&3\n";
     let world = world(1, "lines = 2", script, "");
     let command = format!(
         "[[route]]\nname = \"r\"\ngpus = 0\ncommand = [\"sh\", {:?}, \"{{item}}\", \"{{name}}\"]\nsplit = {{ lines = 2 }}\noutputs = [\"*.txt\"]\n",
@@ -341,4 +385,291 @@ fn each_slot_has_a_gpu_of_its_own() {
     assert!(said.iter().all(|words| words.contains(" cuda:0 SIM-") && words.starts_with("SIM-")), "{said:?}");
     let (_, result) = world.result("lines.txt");
     assert_eq!(result["attempts"][0]["devices"].as_array().expect("devices").len(), 3, "{result:#}");
+}
+
+/// Counts its line, says that it is halfway, and fails when it comes for the first time.
+const COUNTS: &str = "text=$(cat)\n\
+    echo '{\"type\":\"count\",\"name\":\"lines\",\"by\":1}' >&3\n\
+    echo '{\"type\":\"count\",\"name\":\"weight\",\"by\":0.25}' >&3\n\
+    echo '{\"type\":\"progress\",\"fraction\":0.5}' >&3\n\
+    mkdir \"$AT/tried-$text\" 2> /dev/null && exit 1\n\
+    echo \"$text\" >> \"$AT/seen\"\n\
+    if test \"$text\" = here && test ! -e \"$AT/go\"; then echo $$ > \"$AT/pid.new\"; mv \"$AT/pid.new\" \"$AT/pid\"; exec sleep 600; fi\n\
+    echo \"$text\"\n";
+
+#[test]
+fn what_batches_say_is_summed_exactly_whatever_failed_and_after_a_kill() {
+    let world = world(1, "lines = 1", COUNTS, "");
+    world.drop_file("a.txt", b"one1\ntwo2\nhere\nfour\nfive\n");
+    let service = world.start();
+    let status = world.until("the third batch is halfway", |status| {
+        status["running"][0]["progress"]["fraction"] == 0.5 && world.scratch("pid").exists()
+    });
+    // Two of five lines, and half of the third; those of tries that failed count for nothing.
+    assert_eq!(status["running"][0]["progress"]["message"], "2 lines in 2 batches");
+    world.until("they are counted", |status| status["counters"] == serde_json::json!({"lines": 2, "weight": 0.5}));
+    service.kill();
+    fs::write(world.scratch("go"), "").expect("let it go on");
+    // What the first attempt merged is counted before anything of the second.
+    world.once();
+    world.assert_empty();
+    let (dir, result) = world.result("a.txt");
+    assert_eq!(result["outcome"], "done", "{result:#}");
+    assert_eq!(result["counters"], serde_json::json!({"lines": 5, "weight": 1.25}), "{result:#}");
+    assert_eq!(lines(&world, "seen"), ["five", "four", "here", "here", "one1", "two2"]);
+    assert_eq!(output(&dir, "a.txt"), b"one1\ntwo2\nhere\nfour\nfive\n");
+}
+
+#[test]
+fn counters_of_a_failed_item_are_those_of_its_parts_and_a_retry_goes_on_from_there() {
+    let refuses = "if test \"$text\" = here && test ! -e \"$AT/go\"; then exit 65; fi\nif test";
+    let script = COUNTS.replace("mkdir", "false mkdir").replace("if test", refuses);
+    let world = world(1, "lines = 1", &script, "");
+    world.drop_file("a.txt", b"one\ntwo\nhere\nfour\n");
+    world.once();
+    let (_, result) = world.result("a.txt");
+    assert_eq!((&result["outcome"], &result["counters"]["lines"]), (&"failed".into(), &2.into()), "{result:#}");
+    fs::write(world.scratch("go"), "").expect("put it right");
+    let service = world.start();
+    world.ok(&["retry", "a.txt"]);
+    world.wait();
+    let status = world.status();
+    assert_eq!(status["counters"], serde_json::json!({"lines": 4, "weight": 1}));
+    assert_eq!(service.stop(), 0);
+    let (_, result) = world.result("a.txt");
+    assert_eq!((&result["outcome"], &result["counters"]["lines"]), (&"done".into(), &4.into()), "{result:#}");
+}
+
+#[test]
+fn a_word_on_descriptor_3_decides_over_exit_code_0() {
+    let check = |words: &str, message: &str| {
+        let world = world(1, "lines = 1", &format!("cat\necho '{words}' >&3\n"), "retries = 0");
+        let text = fs::read_to_string(world.root.join("gamdok.toml")).expect("the configuration");
+        world.configure("", &text.replace("retries = 1\n", ""));
+        world.drop_file("a.txt", b"x\n");
+        world.once();
+        let (_, result) = world.result("a.txt");
+        assert_eq!((&result["outcome"], &result["reason"]), (&"failed".into(), &"exit".into()), "{result:#}");
+        assert_eq!(result["message"], message);
+    };
+    check("{\"type\":\"failed\",\"error\":\"no such word\"}", "batch 0 (lines 1-1): no such word");
+    check("hello", "batch 0 (lines 1-1): broke the protocol of fd 3: not a JSON object: `hello`");
+    check(
+        "{\"type\":\"done\",\"id\":\"01ARZ3NDEKTSV4RRFFQ69G5FAV\"}",
+        "batch 0 (lines 1-1): broke the protocol of fd 3: it spoke of item 01ARZ3NDEKTSV4RRFFQ69G5FAV, which it wasn't given",
+    );
+}
+
+#[test]
+fn a_resident_worker_takes_one_batch_after_another() {
+    let world = resident(1, "lines = 10, compress = \"gzip\"", SERVES, "");
+    let text = numbered(2005);
+    world.drop_file("a.txt", text.as_bytes());
+    world.once();
+    world.assert_empty();
+    let (dir, result) = world.result("a.txt");
+    assert_eq!(result["outcome"], "done", "{result:#}");
+    assert!(gunzip(&output(&dir, "a.txt.gz")) == text.as_bytes());
+    assert_eq!((&result["result"]["batches"], &result["counters"]["lines"]), (&201.into(), &2005.into()));
+    assert_eq!(lines(&world, "processes").len(), 1, "one process for all of it");
+    assert!(!dir.join("batches").exists(), "nothing of the batches is left");
+
+    // After so many batches it is replaced.
+    let world = resident(1, "lines = 1", SERVES, "resident = { max_items = 3 }");
+    world.drop_file("a.txt", b"1\n2\n3\n4\n5\n6\n7\n");
+    world.once();
+    assert_eq!(output(&world.result("a.txt").0, "a.txt"), b"1\n2\n3\n4\n5\n6\n7\n");
+    assert_eq!(lines(&world, "processes").len(), 3);
+}
+
+/// A bare worker on fd 3: what a line says decides what becomes of its batch; a word with `once` does so the first time.
+const BARE: &str = r#"
+import json, os, sys
+at = os.environ["AT"]
+channel = os.fdopen(int(os.environ["GAMDOK_FD"]), "rb+", buffering=0)
+def say(**message): channel.write(json.dumps(message).encode() + b"\n")
+open(at + "/processes", "a").write(f"{os.getpid()}\n")
+if os.path.exists(at + "/never"):
+    import time; time.sleep(600)
+if os.path.exists(at + "/exits"):
+    print("no model here", file=sys.stderr); sys.exit(3)
+say(type="ready")
+rest = b""
+while True:
+    data = channel.read(65536)
+    if not data: break
+    *lines, rest = (rest + data).split(b"\n")
+    for line in lines:
+        message = json.loads(line)
+        if message["type"] == "stop": sys.exit(0)
+        [item] = message["items"]
+        assert set(item) == {"id", "item", "name", "out", "attempt", "first_line", "lines"}, item
+        text, id, out = open(item["item"]).read(), item["id"], item["out"]
+        what = text.strip()
+        if what.startswith("once ") and item["attempt"] > 1: what = ""
+        what = what.removeprefix("once ")
+        say(type="count", name="tries", by=1)
+        with open(out + "/part", "w") as part: part.write(text)
+        if what == "nonsense": channel.write(b"hello\n")
+        elif what == "stranger": say(type="done", id="01ARZ3NDEKTSV4RRFFQ69G5FAV")
+        elif what == "leave": sys.exit(0)
+        elif what == "code": print("no more\nof this", flush=True); sys.exit(4)
+        elif what == "crash": os.kill(os.getpid(), 11)
+        elif what == "closes": channel.close(); import time; time.sleep(600)
+        elif what == "fail": say(type="failed", id=id, error="cannot do that")
+        elif what == "refuse": say(type="failed", id=id, error="not a word", retry=False)
+        elif what == "nothing": os.remove(out + "/part"); say(type="done", id=id)
+        elif what == "folder": os.remove(out + "/part"); os.mkdir(out + "/x"); say(type="done", id=id)
+        elif what == "two": open(out + "/more", "w").close(); say(type="done", id=id)
+        elif what == "link": os.remove(out + "/part"); os.symlink("/etc/passwd", out + "/part"); say(type="done", id=id)
+        elif what == "last": say(type="done", id=id); sys.exit(0)
+        elif what == "unknown": say(type="weather", sky="blue"); say(type="done", id=id)
+        elif what == "prints": sys.stdout.write("to stdout\n" * 20000); sys.stdout.flush(); say(type="done", id=id)
+        else: say(type="done", id=id)
+"#;
+
+#[test]
+fn whatever_a_resident_worker_does_only_its_batch_is_tried_again() {
+    let all = "1\nonce nonsense\n2\nonce stranger\n3\nonce leave\n4\nonce code\n5\nonce crash\n6\nonce closes\n7\nonce fail\n8\n\
+               once nothing\n9\nonce two\nlast\nunknown\nprints\n10\n";
+    let world = resident(1, "lines = 1", BARE, "");
+    hurry(&world);
+    world.drop_file("a.txt", all.as_bytes());
+    world.once();
+    world.assert_empty();
+    let (dir, result) = world.result("a.txt");
+    assert_eq!(result["outcome"], "done", "{result:#}");
+    assert_eq!(String::from_utf8_lossy(&output(&dir, "a.txt")), all);
+    assert_eq!(result["result"]["retried"], 9, "{result:#}");
+    let batches = all.lines().count();
+    assert_eq!(result["counters"]["tries"], batches, "a try that failed counts for nothing");
+    assert_eq!(lines(&world, "processes").len(), 1 + 9 + 1, "each failure and the one that left had a new worker");
+    let log = fs::read_to_string(dir.join("attempt-1.log")).expect("the log");
+    assert_eq!(log.matches("to stdout\n").count(), 20000, "what it prints is in the attempt's log");
+}
+
+#[test]
+fn what_a_resident_worker_cannot_do_is_said_clearly() {
+    let check = |what: &str, extra: &str, message: &str| {
+        let world = resident(1, "lines = 1", BARE, extra);
+        let text = fs::read_to_string(world.root.join("gamdok.toml")).expect("the configuration");
+        let text = text.replace("retries = 1", "retries = 0").replace("kill_grace = \"5s\"", "kill_grace = \"200ms\"");
+        world.configure("", &text);
+        let sign = what.strip_prefix('@');
+        if let Some(sign) = sign {
+            fs::write(world.scratch(sign), "").expect("a sign for the worker");
+        }
+        world.drop_file("a.txt", format!("fine\n{}\n", sign.map_or(what, |_| "fine")).as_bytes());
+        world.once();
+        world.assert_empty();
+        let (dir, result) = world.result("a.txt");
+        assert_eq!((&result["outcome"], &result["reason"]), (&"failed".into(), &"exit".into()), "{what}: {result:#}");
+        let number = if sign.is_some() { 0 } else { 1 };
+        let place = format!("batch {number} (lines {0}-{0}): ", number + 1);
+        let found = result["message"].as_str().expect("a message");
+        assert_eq!(found.strip_prefix(&place), Some(message), "{what}: {found}");
+        assert!(!dir.join("batches").exists());
+    };
+    check("nonsense", "", "its resident worker broke the protocol of fd 3: not a JSON object: `hello`");
+    check("leave", "", "its resident worker ended with exit code 0 without an answer for it");
+    check("code", "", "its resident worker ended with exit code 4 without an answer for it: no more | of this");
+    check("crash", "", "its resident worker was ended by signal 11 without an answer for it");
+    check("closes", "", "its resident worker broke the protocol of fd 3: it closed its end");
+    check("fail", "", "cannot do that");
+    check("refuse", "", "not a word");
+    let expected = "one file is expected, an empty one where nothing stands for its lines";
+    check("nothing", "", &format!("it left nothing in `out`: {expected}"));
+    check("two", "", &format!("it left more than one thing in `out`: {expected}"));
+    check("folder", "", "what it left in `out` is no file");
+    check("link", "", "what it left in `out` can't be read: Too many levels of symbolic links (os error 40)");
+    check("@exits", "", "its resident worker ended with exit code 3 before it was ready: no model here");
+    check("@never", "resident = { ready_timeout = \"300ms\" }", "its resident worker was not ready within 300ms");
+}
+
+/// The third batch waits until the test lets it go on.
+const KEPT: &str = r#"
+import os, pathlib, time
+from gamdok_worker import serve_lines
+at = pathlib.Path(os.environ["AT"])
+with (at / "devices").open("a") as seen: seen.write(os.environ["GAMDOK_DEVICE_ID"] + "\n")
+def handle(batch):
+    [line] = batch
+    with (at / "seen").open("ab") as seen: seen.write(line)
+    batch.count("lines")
+    batch.progress(0.5)
+    text = line.decode().strip()
+    if text in ("here", "there") and not (at / "go").exists():
+        (at / "pid.new").write_text(str(os.getpid())); (at / "pid.new").rename(at / ("pid" if text == "here" else "pid2"))
+        while not (at / "go").exists(): time.sleep(0.01)
+    return [line]
+serve_lines(handle)
+"#;
+
+#[test]
+fn after_a_kill_a_resident_worker_is_gone_and_no_finished_batch_is_repeated() {
+    let world = resident(1, "lines = 1, compress = \"gzip\"", KEPT, "");
+    hurry(&world);
+    world.drop_file("a.txt", b"one1\ntwo2\nhere\nfour\nfive\n");
+    let service = world.start();
+    world.until("the third batch runs", |status| {
+        status["running"][0]["progress"]["fraction"] == 0.5 && world.scratch("pid").exists()
+    });
+    service.kill();
+    fs::rename(world.scratch("pid"), world.scratch("first")).expect("remember its number");
+    let mut service = world.start();
+    world.until("the batch runs again", |_| world.scratch("pid").exists());
+    fs::rename(world.scratch("first"), world.scratch("pid")).expect("its number");
+    assert!(is_gone(&world), "it was ended first");
+    fs::write(world.scratch("go"), "").expect("let it go on");
+    world.wait();
+    service.signal(15);
+    service.wait();
+    let (dir, result) = world.result("a.txt");
+    assert_eq!(result["outcome"], "done", "{result:#}");
+    assert_eq!(gunzip(&output(&dir, "a.txt.gz")), b"one1\ntwo2\nhere\nfour\nfive\n");
+    assert_eq!(lines(&world, "seen"), ["five", "four", "here", "here", "one1", "two2"]);
+    assert_eq!(result["counters"], serde_json::json!({"lines": 5}), "each batch counts once");
+    assert!(!dir.join("batches").exists());
+}
+
+#[test]
+fn cancelling_ends_a_resident_worker_in_the_middle_of_a_batch() {
+    let world = resident(1, "lines = 1", KEPT, "");
+    hurry(&world);
+    world.drop_file("a.txt", b"one\nhere\nthree\n");
+    let service = world.start();
+    world.until("the second batch runs", |_| world.scratch("pid").exists());
+    world.ok(&["cancel", "a.txt"]);
+    world.wait();
+    assert_eq!(world.outcomes(), ["a.txt cancelled cancelled"]);
+    assert!(is_gone(&world));
+    assert_eq!(service.stop(), 0);
+    world.assert_empty();
+}
+
+#[test]
+fn each_slots_resident_worker_has_a_gpu_of_its_own_and_is_held_to_it() {
+    let settings = "[inbox]\nsettle = \"0s\"\n[devices]\nuse = \"sim\"\nsim = { gpus = 2, memory = \"8GiB\" }\n";
+    let world = World::with(settings, "");
+    let own = KEPT.replace("serve_lines(handle)", "serve_lines(handle, device_uuid=os.environ[\"GAMDOK_DEVICE_ID\"])");
+    configure_resident(&world, settings, "gpus = 1", "lines = 1", &own, "");
+    world.drop_file("a.txt", b"here\nthere\nlast\n");
+    let service = world.start();
+    world.until("two batches run", |_| world.scratch("pid").exists() && world.scratch("pid2").exists());
+    fs::write(world.scratch("go"), "").expect("let them go on");
+    world.wait();
+    assert_eq!(service.stop(), 0);
+    let (dir, result) = world.result("a.txt");
+    assert_eq!(output(&dir, "a.txt"), b"here\nthere\nlast\n");
+    let devices = lines(&world, "devices");
+    assert!(devices.len() == 2 && devices[0] != devices[1], "{devices:?}");
+    assert_eq!(result["attempts"][0]["devices"], serde_json::json!(devices), "{result:#}");
+
+    let wrong = own.replace("device_uuid=os.environ[\"GAMDOK_DEVICE_ID\"]", "device_uuid=\"GPU-another\"");
+    fs::write(world.scratch("worker.py"), wrong).expect("a worker that is mistaken");
+    world.drop_file("b.txt", b"x\n");
+    world.once();
+    let (_, result) = world.result("b.txt");
+    let message = result["message"].as_str().expect("a message");
+    assert!(message.contains("it says that it runs on GPU-another, and was given SIM-"), "{message}");
 }

@@ -15,7 +15,20 @@ A resident worker loads its model once and then takes items one after another::
 
 Everything before ``serve`` runs once for each process. An exception fails the item and the worker is replaced before the
 next attempt (a failure may have left it in a bad way); ``raise Refused("not audio")`` fails it for good, and the worker
-goes on. ``print`` goes to the item's log. In a one-shot command ``report()`` gives the same channel for progress, counters
+goes on. ``print`` goes to the item's log.
+
+For a big line file (``split`` and ``mode = "resident"`` on the route) the handler gets one batch of lines after another, and
+returns or yields what stands for them::
+
+    from gamdok_worker import serve_lines
+
+    def handle(batch):
+        for line in batch:                       # bytes, with their line end
+            yield model.clean(line)              # bytes or text, written as it is
+
+    serve_lines(handle)
+
+In a one-shot command ``report()`` gives the same channel for progress, counters
 and a result.
 """
 
@@ -30,9 +43,9 @@ import socket
 import sys
 import threading
 import traceback
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
-__all__ = ["Channel", "Item", "Refused", "report", "serve", "serve_batches"]
+__all__ = ["Channel", "Item", "Lines", "Refused", "report", "serve", "serve_batches", "serve_lines"]
 
 #: The longest line of the channel, in bytes, without its newline.
 MAX_LINE = 1 << 20
@@ -119,6 +132,23 @@ class Item:
         self.channel.count(name, by)
 
 
+@dataclasses.dataclass(frozen=True)
+class Lines(Item):
+    """A batch of a big line file's lines: iterating gives each as bytes, with its line end if it has one."""
+
+    #: The number of its first line in the file, from 1.
+    first_line: int
+    #: How many lines it has.
+    lines: int
+
+    def __len__(self) -> int:
+        return self.lines
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            yield from file
+
+
 def report() -> Channel:
     """The channel of a one-shot command: progress, counters, and `done(os.environ["GAMDOK_ID"], result)`."""
     return Channel()
@@ -159,6 +189,23 @@ def serve_batches(handler: Callable[[List[Item]], Sequence[Any]], *, device_uuid
     _serve(handle_batch, device_uuid)
 
 
+def serve_lines(handler: Callable[[Lines], Iterable[Union[bytes, str]]], *, device_uuid: Optional[str] = None) -> None:
+    """Takes batches of a big line file (`split`): `handler` gets one and returns or yields what stands for it in the output.
+
+    Pieces are written one after another as they are, text as UTF-8: line ends are the handler's. None stands for nothing.
+    An exception fails the batch, which is tried again by a new worker; after `Refused` it isn't.
+    """
+
+    def handle(item: Item) -> None:
+        if not isinstance(item, Lines):
+            raise Refused("this worker takes batches of lines: its route needs `split`")
+        with (item.out / "part").open("wb") as part:
+            for piece in handler(item) or ():
+                part.write(piece if isinstance(piece, bytes) else piece.encode("utf-8", "surrogateescape"))
+
+    serve(handle, device_uuid=device_uuid)
+
+
 def _done(channel: Channel, item: Item, answer: Any) -> None:
     try:
         channel.done(item.id, answer)
@@ -180,7 +227,10 @@ def _flush() -> None:
 
 
 def _items(message: Dict[str, Any], channel: Channel) -> List[Item]:
-    make = lambda it: Item(it["id"], pathlib.Path(it["item"]), it["name"], pathlib.Path(it["out"]), it["attempt"], channel)
+    def make(it: Dict[str, Any]) -> Item:
+        item = (it["id"], pathlib.Path(it["item"]), it["name"], pathlib.Path(it["out"]), it["attempt"], channel)
+        return Lines(*item, it["first_line"], it["lines"]) if "first_line" in it else Item(*item)
+
     return [make(it) for it in message["items"]]
 
 

@@ -284,6 +284,11 @@ pub struct Route {
 impl Route {
     pub const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
+    /// Its items go to resident workers that take one after another. Those of a big line file belong to that item.
+    pub fn keeps_residents(&self) -> bool {
+        self.mode == Mode::Resident && self.split.is_none()
+    }
+
     /// A route that takes every item of the inbox itself, all else by default.
     pub fn new(name: impl Into<String>, command: Vec<String>, dir: impl Into<PathBuf>) -> Route {
         Route {

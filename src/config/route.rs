@@ -92,7 +92,7 @@ fn route(table: &Table<'_>, name: String, dir: &Path, root: &Path) -> Route {
     Route {
         folder: folder(table),
         patterns: patterns(table, "match", name_pattern),
-        split: split::read(table, mode, kind.as_ref()),
+        split: split::read(table, (mode, &batch), kind.as_ref()),
         kind: value(kind, default.kind),
         command: command(table),
         mode,

@@ -5,7 +5,7 @@ use toml::Spanned;
 
 use super::parse::value;
 use super::text::{Fault, Table};
-use super::{Mode, RouteKind};
+use super::{Batch, Mode, RouteKind};
 
 /// How an item is cut into batches of lines, and what becomes of the parts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,18 +39,25 @@ impl Split {
 }
 
 /// Reads `split`.
-pub(super) fn read(table: &Table<'_>, mode: Mode, kind: Option<&Spanned<RouteKind>>) -> Option<Split> {
+pub(super) fn read(
+    table: &Table<'_>,
+    (mode, batch): (Mode, &Batch),
+    kind: Option<&Spanned<RouteKind>>,
+) -> Option<Split> {
     let inner = table.table("split")?;
     if let Some(kind) = kind.filter(|kind| *kind.get_ref() == RouteKind::Directory) {
         let fault = Fault::new("splits a file into its lines").help("leave `split` out, or write `kind = \"file\"`");
         let message = format!("{} contradicts `kind = \"directory\"`", table.called("split"));
         table.contradiction(inner.span.clone(), (kind.span(), "takes directories only"), message, fault);
     }
-    if mode == Mode::Resident {
-        let fault = Fault::new("comes with a later version")
-            .help("write `mode = \"oneshot\"`: a process for each batch, lines in at stdin, what stands for them out at stdout");
-        let message = format!("{} with `mode = \"resident\"` is not available yet", table.called("split"));
-        table.problem(inner.span.clone(), message, fault);
+    if mode == Mode::Resident
+        && batch != &Batch::default()
+        && let Some(other) = table.table("batch")
+    {
+        let fault = Fault::new("counts items, and here a batch is one of lines")
+            .help("leave `batch` out: `lines` in `split` says how large a batch is");
+        let message = format!("{} contradicts `split`", table.called("batch"));
+        table.contradiction(other.span.clone(), (inner.span.clone(), "hands out batches of lines"), message, fault);
     }
     if !inner.has("lines") {
         let fault = Fault::new("has no `lines`").help("write `split = { lines = 5000 }`: so many lines are a batch");

@@ -119,7 +119,7 @@ const BAD: &[&str] = &[
     "+split = { line = 10 }",
     "+split = 5000",
     "+kind = \"directory\"\nsplit = { lines = 10 }",
-    "+mode = \"resident\"\nsplit = { lines = 10 }",
+    "+mode = \"resident\"\nbatch = { max_items = 8 }\nsplit = { lines = 10 }",
     // What comes later.
     "[[notify]]\nurl = \"https://example.org\"",
     "[[engine]]\nkind = \"slurm\"",
@@ -211,6 +211,9 @@ fn values_mean_what_they_say() {
         (route.split, route.kind) = (split(9, Compress::Gzip, 0), RouteKind::Any);
     });
     check("split = { lines = 9, compress = 'none', level = 1 }", &|route| route.split = split(9, Compress::None, 1));
+    check("split = { lines = 9 }\nmode = 'resident'\nbatch = { max_items = 1 }", &|route| {
+        (route.split, route.mode) = (split(9, Compress::None, 6), Mode::Resident);
+    });
     check("visible = 'index'", &|route| route.visible = Some(Visible::Index));
 
     let devices = |text: &str| parse(text).expect(text).0.devices;

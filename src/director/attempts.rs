@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::{Director, Running};
-use crate::config::Route;
+use crate::config::{Mode, Route};
 use crate::devices::{DeviceId, DeviceKind, ProcessKind, Reading, pin, prober};
 use crate::fault::{self, Next};
 use crate::item::{Attempt, JobId, JobRecord, Outcome, Stage, Step, StopWhy};
@@ -123,7 +123,11 @@ impl Director {
         let name = record.item_name();
         let (on, pinning, cpus) = self.confine(route, on);
         let facts = worker::Facts { id: record.id, attempt: n, name, dir, on, pinning };
-        (worker::expand(route, &facts, std::env::vars_os()), cpus)
+        let mut words = worker::expand(route, &facts, std::env::vars_os());
+        if route.mode == Mode::Resident {
+            words.env.retain(|(key, _)| !worker::OF_ONE_ITEM.iter().any(|word| key == word));
+        }
+        (words, cpus)
     }
 
     /// Everything the worker needs.
@@ -153,7 +157,13 @@ impl Director {
                 compress: split.gzip(),
                 retries: route.retries,
                 backoff: route.backoff,
-                tag: format!("{:?}", (&route.command, &route.env, &route.cwd, split.level)),
+                tag: format!("{:?}", (&route.command, &route.env, &route.cwd, route.mode, split.level)),
+                counted: record.counters.clone(),
+                residents: (route.mode == Mode::Resident).then(|| worker::Residents {
+                    ready_timeout: route.resident.ready_timeout,
+                    max_batches: route.resident.max_items,
+                }),
+                devices: uuids(on),
             }),
         }
     }
@@ -484,4 +494,9 @@ fn job_devices(state: &State, id: JobId) -> usize {
 pub(super) fn words(devices: &[DeviceId]) -> String {
     let ids: Vec<&str> = devices.iter().map(|device| device.0.as_str()).collect();
     ids.join(",")
+}
+
+/// What a resident worker's word on its GPU is held against; none on the CPU.
+pub(super) fn uuids(on: &[DeviceId]) -> Vec<String> {
+    on.iter().filter(|device| **device != DeviceId::cpu()).map(|device| device.0.clone()).collect()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use super::attempts::{Holder, words};
+use super::attempts::{Holder, uuids, words};
 use super::{Director, Running};
 use crate::devices::{Cordon, CordonBy, DeviceId};
 use crate::item::{ItemName, JobDir, JobId, Stage, Step, StopWhy};
@@ -32,8 +32,7 @@ impl Director {
         let id = self.new_id();
         let name = JobDir::new(&ItemName::new(route.name.as_str()), id);
         let dir = self.root.residents().join(name.as_str());
-        let on_gpus = on.iter().filter(|device| **device != DeviceId::cpu());
-        let devices = on_gpus.map(|device| device.0.clone()).collect();
+        let devices = uuids(&on);
         let (told, pinning, cpus) = self.confine(&route, &on);
         let facts = worker::Facts {
             id,

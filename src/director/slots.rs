@@ -3,7 +3,7 @@
 use tracing::{debug, warn};
 
 use super::Director;
-use super::attempts::{Holder, words};
+use super::attempts::{Holder, uuids, words};
 use crate::devices::DeviceId;
 use crate::item::{JobId, Stage};
 use crate::worker;
@@ -22,7 +22,8 @@ impl Director {
         let Some(Holder::Own(handle)) = self.running.get(&id).map(|running| &running.handle) else { return };
         let Some(no) = self.state.grow(id, on.clone()) else { return };
         debug!(job = %record.dir(), slot = no, devices = words(&on), "takes a further slot");
-        handle.grow(worker::SlotLaunch { no, argv, env, cwd, device_locks: held.clone(), cpus });
+        let devices = uuids(&on);
+        handle.grow(worker::SlotLaunch { no, argv, env, cwd, device_locks: held.clone(), cpus, devices });
         self.slot_locks.insert((id, no), held);
         self.state.rewrite(id, |record| {
             let Some(last) = record.attempts.last_mut() else { return };

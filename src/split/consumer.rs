@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::item::Counters;
+
 /// A run of whole lines.
 #[derive(Debug)]
 pub struct Batch {
@@ -15,8 +17,12 @@ pub struct Batch {
     pub first_line: u64,
     /// Where it begins in the file, uncompressed.
     pub offset: u64,
-    /// Where reading stood in the file as it lies on the disk, for progress.
-    pub(super) file_position: u64,
+    /// Which try this is, from 1.
+    pub attempt: u32,
+    /// How much of the file as it lies on the disk it stands for, for progress.
+    pub file_bytes: u64,
+    /// Where it ends there.
+    pub(super) file_end: u64,
 }
 
 impl Batch {
@@ -44,6 +50,12 @@ impl fmt::Display for Batch {
 pub trait Consumer {
     /// Appends to `out`, which comes empty, what stands for the batch in the output. After an error `out` is forgotten.
     fn consume(&mut self, batch: &Batch, out: &mut Vec<u8>) -> Result<(), BatchError>;
+
+    /// What was counted over the batch that was just consumed. Asked after a success alone: a batch counts once, with the part
+    /// that stands for it.
+    fn counted(&mut self) -> Counters {
+        Counters::default()
+    }
 
     /// Asked before each batch: false ends the slot, and its place is free for other work.
     fn wants_more(&mut self) -> bool {

@@ -89,6 +89,11 @@ impl Input {
         Ok(())
     }
 
+    /// Uncompressed bytes read so far.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Where reading stands in the file as it lies on the disk.
     pub(super) fn position(&self) -> u64 {
         match &self.source {

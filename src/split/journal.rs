@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::input::Identity;
 use super::producer::Place;
+use crate::item::Counters;
 
 const VERSION: u32 = 1;
 /// No line is longer; a longer one isn't ours.
-const LONGEST: u64 = 64 << 10;
+const LONGEST: u64 = 4 << 20;
 
 /// The first line: what the output is made of. Another one means another output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +35,7 @@ impl Header {
 }
 
 /// A group of parts that stands in the output; all numbers but the checksum count from the beginning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) batches: u64,
     pub(super) lines: u64,
@@ -48,11 +49,14 @@ pub(super) struct Record {
     pub(super) crc: u32,
     /// The output is whole.
     pub(super) end: bool,
+    /// What was counted over these parts: on the disk since the record before, like the checksum; of what stands, in all.
+    #[serde(default, skip_serializing_if = "Counters::is_empty")]
+    pub(super) counters: Counters,
 }
 
 impl Record {
     pub(super) fn place(&self) -> Place {
-        Place { batches: self.batches, lines: self.lines, offset: self.offset }
+        Place { batches: self.batches, lines: self.lines, offset: self.offset, position: self.position }
     }
 }
 
@@ -71,7 +75,7 @@ fn parse<T: for<'de> Deserialize<'de>>(line: &[u8]) -> Option<T> {
 }
 
 /// What stands, by a journal and its output.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(super) enum Standing {
     /// No journal, or another output's.
     Nothing,
@@ -94,11 +98,11 @@ pub(super) fn verify(journal: &File, mut output: Option<&File>, expected: &Heade
     }
     let mut good = text.len() as u64;
     let mut standing = Record::default();
-    let mut last = None;
+    let mut last_is_end = None;
     let mut chunk = vec![0; 256 << 10];
     loop {
         next(&mut text)?;
-        let Some(record) = parse::<Record>(&text) else { break };
+        let Some(mut record) = parse::<Record>(&text) else { break };
         let follows = standing.batches <= record.batches && standing.length <= record.length && !standing.end;
         if !follows {
             break;
@@ -108,11 +112,15 @@ pub(super) fn verify(journal: &File, mut output: Option<&File>, expected: &Heade
         {
             break;
         }
-        (standing, last) = (record, Some(record));
+        let mut counters = std::mem::take(&mut standing.counters);
+        counters.add_all(&record.counters);
+        record.counters = counters;
+        last_is_end = Some(record.end);
+        standing = record;
         good += text.len() as u64;
     }
-    match (output, last) {
-        (None, last) if last.is_none_or(|record| !record.end) => Ok(Standing::Nothing),
+    match (output, last_is_end) {
+        (None, None | Some(false)) => Ok(Standing::Nothing),
         _ => Ok(Standing::UpTo { record: standing, journal: good }),
     }
 }
@@ -143,7 +151,9 @@ mod tests {
     }
 
     fn record(batches: u64, length: u64, bytes: &[u8]) -> Record {
-        Record { batches, lines: batches * 2, offset: batches * 10, position: 1, length, crc: crc32(bytes), end: false }
+        let counters = [("seen".to_owned(), 2.0)].into_iter().collect();
+        let (lines, offset, crc) = (batches * 2, batches * 10, crc32(bytes));
+        Record { batches, lines, offset, position: 1, length, crc, end: false, counters }
     }
 
     fn file(content: &[u8]) -> File {
@@ -153,11 +163,15 @@ mod tests {
         file
     }
 
-    fn check(journal: &[u8], output: Option<&[u8]>, expected: Option<(u64, u64)>) {
+    fn check(text: &[u8], output: Option<&[u8]>, expected: Option<(u64, u64)>) {
         let output = output.map(file);
-        let found = match verify(&file(journal), output.as_ref(), &header()).unwrap() {
+        let found = match verify(&file(text), output.as_ref(), &header()).unwrap() {
             Standing::Nothing => None,
-            Standing::UpTo { record, journal } => Some((record.length, journal)),
+            Standing::UpTo { record, journal } => {
+                let records = text[..journal as usize].iter().filter(|byte| **byte == b'\n').count() - 1;
+                assert_eq!(record.counters.get("seen").unwrap_or_default(), 2.0 * records as f64, "each counts two");
+                Some((record.length, journal))
+            }
         };
         assert_eq!(found, expected);
     }

@@ -14,6 +14,7 @@ use libdeflater::Crc;
 use super::fault_points::at;
 use super::journal::{self, Header, Record, Standing};
 use super::setup::Error;
+use crate::item::Counters;
 
 /// Data and time after which what was written is made durable.
 const SYNC_BYTES: u64 = 32 << 20;
@@ -28,6 +29,10 @@ pub(super) struct Part {
     /// Where the batch ends in the input: uncompressed, and as it lies on the disk.
     pub(super) offset: u64,
     pub(super) position: u64,
+    /// The batch's share of the input as it lies there.
+    pub(super) file_bytes: u64,
+    /// What was counted over it.
+    pub(super) counters: Counters,
 }
 
 /// Puts parts in order. Pure.
@@ -59,6 +64,11 @@ impl Order {
 
     pub(super) fn next(&self) -> u64 {
         self.next
+    }
+
+    /// How much of the input, as it lies on the disk, the parts stand for whose turn it isn't.
+    pub(super) fn early_bytes(&self) -> u64 {
+        self.early.values().map(|part| part.file_bytes).sum()
     }
 }
 
@@ -130,9 +140,12 @@ impl Output {
         if self.broken || parts.is_empty() {
             return Ok(());
         }
-        let mut standing = self.standing;
+        let mut counters = std::mem::take(&mut self.standing.counters);
+        // Of the record alone, until it is written.
+        let mut standing = self.standing.clone();
         let mut crc = Crc::new();
         for part in parts {
+            standing.counters.add_all(&part.counters);
             standing.batches = part.index + 1;
             standing.lines += part.lines;
             (standing.offset, standing.position) = (part.offset, part.position);
@@ -150,6 +163,8 @@ impl Output {
             at("merge.noted")
         };
         self.guarded("write", write)?;
+        counters.add_all(&standing.counters);
+        standing.counters = counters;
         self.standing = standing;
         self.guarded("sync", Output::sync_in_groups)
     }
@@ -186,7 +201,9 @@ impl Output {
             let mut crc = Crc::new();
             crc.update(tail);
             let length = self.standing.length + tail.len() as u64;
-            self.standing = Record { length, crc: crc.sum(), end: true, ..self.standing };
+            // The counters are on record already.
+            self.standing =
+                Record { length, crc: crc.sum(), end: true, counters: Counters::default(), ..self.standing };
             self.guarded("write", |output| {
                 output.partial.write_all(tail)?;
                 output.syncer.take().map_or(Ok(()), Syncer::finish)?;
@@ -274,7 +291,9 @@ mod tests {
             let mut order = Order::new(first);
             let mut groups = Vec::new();
             for index in come {
-                order.accept(Part { index: *index, bytes: vec![], lines: 0, offset: 0, position: 0 });
+                let (bytes, counters) = (Vec::new(), Counters::default());
+                let (lines, offset, position, file_bytes) = (0, 0, 0, 0);
+                order.accept(Part { index: *index, bytes, lines, offset, position, file_bytes, counters });
                 let ready: Vec<String> = order.ready().iter().map(|part| part.index.to_string()).collect();
                 groups.push(ready.join(","));
             }

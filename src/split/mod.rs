@@ -34,7 +34,8 @@ mod tests;
 
 pub use consumer::{Batch, BatchError, Consumer, Identity, Kind};
 pub use name::output_name;
-pub use process::{ProcessConsumer, Program};
+pub(crate) use process::Errors;
+pub use process::{Ear, ProcessConsumer, Program};
 pub use run::run;
 pub use setup::{Error, Progress, Setup, Summary};
 pub use stop::StopFlag;

@@ -5,6 +5,7 @@
 //! may be incomplete never counts as success.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,12 +17,13 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid};
 
 use super::consumer::{Batch, BatchError, Consumer, Kind};
 use super::stop::StopFlag;
-use crate::item::escape;
+use crate::item::{Counters, escape};
 use crate::sys::spawn::Spawn;
 
 /// What a pipe holds where the kernel lets us: fewer turns between us and the process.
@@ -48,7 +50,7 @@ pub struct Program {
     pub cwd: PathBuf,
     /// Where its stderr goes; opened for appending, since several processes share it.
     pub log: Option<Arc<File>>,
-    /// Handed on as the descriptors 3 and up, such as locks that tell whether it lives.
+    /// Handed on as the descriptors from 3 on, such as locks that tell whether it lives.
     pub descriptors: Vec<Arc<OwnedFd>>,
     /// The most time for a batch.
     pub timeout: Option<Duration>,
@@ -58,17 +60,44 @@ pub struct Program {
     pub max_output: u64,
 }
 
+/// Hears what the process of each batch says on descriptor 3, a stream socket.
+pub trait Ear: Send {
+    /// A process begins with a batch.
+    fn begin(&mut self, batch: &Batch);
+
+    /// The next bytes. An error, in words for people, has the process ended, and the batch fails.
+    fn hear(&mut self, bytes: &[u8]) -> Result<(), String>;
+
+    /// The process has ended and said all. An error fails the batch, whatever the exit code.
+    fn end(&mut self) -> Result<(), BatchError>;
+
+    /// What it counted over the batch.
+    fn counted(&mut self) -> Counters;
+}
+
 /// Runs a [`Program`] for each batch. Exit code 65 says that no retry helps, 75 that a later one may.
-#[derive(Debug)]
 pub struct ProcessConsumer {
     program: Program,
     stop: StopFlag,
+    ear: Option<Box<dyn Ear>>,
+}
+
+impl fmt::Debug for ProcessConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessConsumer").field("program", &self.program).finish_non_exhaustive()
+    }
 }
 
 impl ProcessConsumer {
     /// The stop should be the run's: a process is ended as soon as it is ordered.
     pub fn new(program: Program, stop: StopFlag) -> ProcessConsumer {
-        ProcessConsumer { program, stop }
+        ProcessConsumer { program, stop, ear: None }
+    }
+
+    /// Listens to descriptor 3; those of the program then begin at 4.
+    #[must_use]
+    pub fn listening(self, ear: Box<dyn Ear>) -> ProcessConsumer {
+        ProcessConsumer { ear: Some(ear), ..self }
     }
 }
 
@@ -77,11 +106,20 @@ impl Consumer for ProcessConsumer {
         if self.stop.is_ordered() {
             return Err(BatchError::new(Kind::Stopped, "stopped"));
         }
-        let mut talk = Talk::start(&self.program, &batch.bytes, out)?;
+        if let Some(ear) = &mut self.ear {
+            ear.begin(batch);
+        }
+        let mut talk = Talk::start(&self.program, &batch.bytes, out, self.ear.as_deref_mut())?;
         let ended = talk.converse(&self.stop);
         let exit = talk.child.end();
+        let said = talk.hear_out();
         talk.errors.flush();
-        judge(&talk, ended, exit)
+        judge(&talk, ended, exit)?;
+        said
+    }
+
+    fn counted(&mut self) -> Counters {
+        self.ear.as_mut().map(|ear| ear.counted()).unwrap_or_default()
     }
 
     fn wants_more(&mut self) -> bool {
@@ -98,6 +136,8 @@ enum Ended {
     TooMuch,
     /// The process has ended, but something it started holds its stdout.
     HeldOpen,
+    /// What it said on descriptor 3 makes no sense.
+    Nonsense(String),
     Io(String),
 }
 
@@ -110,15 +150,23 @@ struct Talk<'t> {
     stdin: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    /// Our end of its descriptor 3.
+    channel: Option<OwnedFd>,
+    ear: Option<&'t mut (dyn Ear + 'static)>,
     out: &'t mut Vec<u8>,
-    errors: Errors<'t>,
+    errors: Errors,
     /// What one look must move at least to be followed by the next at once.
     large: usize,
     begun: Instant,
 }
 
 impl<'t> Talk<'t> {
-    fn start(program: &'t Program, bytes: &'t [u8], out: &'t mut Vec<u8>) -> Result<Talk<'t>, BatchError> {
+    fn start(
+        program: &'t Program,
+        bytes: &'t [u8],
+        out: &'t mut Vec<u8>,
+        ear: Option<&'t mut (dyn Ear + 'static)>,
+    ) -> Result<Talk<'t>, BatchError> {
         let no_pipe = |error: Errno| BatchError::new(Kind::Later, format!("cannot make a pipe: {error}"));
         let (their_stdin, stdin) = pipe().map_err(no_pipe)?;
         let (stdout, their_stdout) = pipe().map_err(no_pipe)?;
@@ -129,6 +177,10 @@ impl<'t> Talk<'t> {
             smallest = smallest.min(fcntl_getpipe_size(ours).map_err(no_pipe)?);
         }
         let mut descriptors: Vec<BorrowedFd> = vec![their_stdin.as_fd(), their_stdout.as_fd(), their_stderr.as_fd()];
+        let sockets =
+            ear.as_ref().map(|_| socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None));
+        let (channel, their_channel) = sockets.transpose().map_err(no_pipe)?.unzip();
+        descriptors.extend(their_channel.as_ref().map(|fd| fd.as_fd()));
         descriptors.extend(program.descriptors.iter().map(|fd| fd.as_fd()));
         let Program { program: file, argv, env, cwd, .. } = program;
         let child = Child::start(&Spawn { program: file, argv, env, cwd, descriptors: &descriptors })?;
@@ -139,8 +191,10 @@ impl<'t> Talk<'t> {
             stdin: Some(stdin),
             stdout: Some(stdout),
             stderr: Some(stderr),
+            channel,
+            ear,
             out,
-            errors: Errors { log: program.log.as_deref(), line: Vec::new(), tail: Vec::new() },
+            errors: Errors::new(program.log.clone()),
             large: smallest / 2,
             begun: Instant::now(),
         })
@@ -176,6 +230,7 @@ impl<'t> Talk<'t> {
                 exited_at.get_or_insert(now);
             }
             // What a process prints after it was asked to end is read too, or it might never end.
+            let nonsense = if woken.spoke { self.listen().err() } else { None };
             let talked = self.look();
             resting_until = match talked {
                 Ok(moved) if 0 < moved && moved < self.large => now.checked_add(PACE),
@@ -185,6 +240,7 @@ impl<'t> Talk<'t> {
                 Err(error) => Some(Ended::Io(format!("cannot talk to the process: {error}"))),
                 Ok(_) if self.program.max_output < self.out.len() as u64 => Some(Ended::TooMuch),
                 Ok(_) if woken.stopped => Some(Ended::Stopped),
+                Ok(_) if nonsense.is_some() => nonsense.map(Ended::Nonsense),
                 Ok(_) if exited_at.is_none() && timeout.is_some_and(|at| at <= now) => Some(Ended::TimedOut),
                 Ok(_) if self.stdout.is_some() && held_until.is_some_and(|at| at <= now) => Some(Ended::HeldOpen),
                 Ok(_) => None,
@@ -215,9 +271,11 @@ impl<'t> Talk<'t> {
     }
 
     fn wait(&self, listen: Listen, stop: Option<&StopFlag>, due: Option<Instant>) -> Result<Woken, Errno> {
-        let mut fds = Vec::with_capacity(5);
+        let mut fds = Vec::with_capacity(6);
         let exited = listen.exit.then(|| push(&mut fds, &self.child, PollFlags::IN));
         let stopped = stop.map(|stop| push(&mut fds, stop, PollFlags::IN));
+        let channel = self.channel.as_ref().filter(|_| listen.exit);
+        let spoke = channel.map(|channel| push(&mut fds, channel, PollFlags::IN));
         if listen.pipes {
             fds.extend(self.stdin.as_ref().map(|fd| PollFd::new(fd, PollFlags::OUT)));
             fds.extend(self.stdout.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
@@ -231,7 +289,38 @@ impl<'t> Talk<'t> {
             Err(error) => return Err(error),
         }
         let is_ready = |at: Option<usize>| at.is_some_and(|at| !fds[at].revents().is_empty());
-        Ok(Woken { exited: is_ready(exited), stopped: is_ready(stopped) })
+        Ok(Woken { exited: is_ready(exited), stopped: is_ready(stopped), spoke: is_ready(spoke) })
+    }
+
+    /// Hears a piece of what it says on descriptor 3.
+    fn listen(&mut self) -> Result<(), String> {
+        let (Some(channel), Some(ear)) = (&self.channel, &mut self.ear) else { return Ok(()) };
+        let mut chunk = vec![0; CHUNK];
+        match recv(channel, &mut chunk[..], RecvFlags::DONTWAIT) {
+            Ok((0, _)) => self.channel = None,
+            Ok((read, _)) => {
+                let heard = ear.hear(&chunk[..read]);
+                if heard.is_err() {
+                    self.channel = None;
+                }
+                return heard;
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // Reset by a process that died: nothing more will come.
+            Err(_) => self.channel = None,
+        }
+        Ok(())
+    }
+
+    /// The last of what it said. Others may hold the channel open and go on: what lies there now is all that counts.
+    fn hear_out(&mut self) -> Result<(), BatchError> {
+        let nonsense = |what: String| BatchError::failed(broke(&what));
+        let mut left = self.channel.as_ref().and_then(|channel| rustix::io::ioctl_fionread(channel).ok()).unwrap_or(0);
+        while 0 < left && self.channel.is_some() {
+            self.listen().map_err(nonsense)?;
+            left = left.saturating_sub(CHUNK as u64);
+        }
+        self.ear.as_mut().map_or(Ok(()), |ear| ear.end())
     }
 
     fn feed(&mut self) -> Result<usize, Errno> {
@@ -300,6 +389,7 @@ struct Listen {
 struct Woken {
     exited: bool,
     stopped: bool,
+    spoke: bool,
 }
 
 /// Adds a descriptor; answers its place.
@@ -327,6 +417,7 @@ fn judge(talk: &Talk, ended: Ended, exit: io::Result<Exit>) -> Result<(), BatchE
             with_words(Kind::Final, format!("it printed more than {limit} to its stdout; {help}"))
         }
         (Ended::Io(error), _) => with_words(Kind::Later, error),
+        (Ended::Nonsense(what), _) => with_words(Kind::Failed, broke(&what)),
         (_, Err(error)) => with_words(Kind::Later, format!("its exit isn't known: {error}")),
         (_, Ok(Exit::Signal(signal))) => with_words(Kind::Failed, format!("ended by signal {signal}")),
         (Ended::HeldOpen, Ok(Exit::Code(0))) => {
@@ -345,17 +436,26 @@ fn judge(talk: &Talk, ended: Ended, exit: io::Result<Exit>) -> Result<(), BatchE
     }
 }
 
+fn broke(what: &str) -> String {
+    format!("broke the protocol of fd 3: {what}")
+}
+
 /// What it says on stderr.
-struct Errors<'t> {
-    log: Option<&'t File>,
+#[derive(Debug)]
+pub(crate) struct Errors {
+    log: Option<Arc<File>>,
     /// The beginning of a line that isn't in the log yet.
     line: Vec<u8>,
     /// The last it said.
     tail: Vec<u8>,
 }
 
-impl Errors<'_> {
-    fn take(&mut self, bytes: &[u8]) {
+impl Errors {
+    pub(crate) fn new(log: Option<Arc<File>>) -> Errors {
+        Errors { log, line: Vec::new(), tail: Vec::new() }
+    }
+
+    pub(crate) fn take(&mut self, bytes: &[u8]) {
         self.tail.extend_from_slice(bytes);
         if self.tail.len() > 8 * MAX_WORDS {
             self.tail.drain(..self.tail.len() - MAX_WORDS);
@@ -367,7 +467,12 @@ impl Errors<'_> {
         self.write(whole);
     }
 
-    fn flush(&mut self) {
+    /// What was said so far is no news any more.
+    pub(crate) fn forget(&mut self) {
+        self.tail.clear();
+    }
+
+    pub(crate) fn flush(&mut self) {
         if !self.line.is_empty() {
             self.line.push(b'\n');
             self.write(self.line.len());
@@ -375,7 +480,7 @@ impl Errors<'_> {
     }
 
     fn write(&mut self, bytes: usize) {
-        if let Some(mut log) = self.log
+        if let Some(mut log) = self.log.as_deref()
             && 0 < bytes
         {
             // A log on a full disk must not fail the work.
@@ -385,7 +490,7 @@ impl Errors<'_> {
     }
 
     /// What happened, and its last lines.
-    fn after(&self, what: String) -> String {
+    pub(crate) fn after(&self, what: String) -> String {
         let from = self.tail.len().saturating_sub(MAX_WORDS);
         let lines = self.tail[from..].split(|byte| matches!(byte, b'\n' | b'\r'));
         let mut last: Vec<String> =

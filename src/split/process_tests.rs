@@ -23,7 +23,16 @@ fn sh(script: &str) -> Program {
 }
 
 fn batch(bytes: &[u8]) -> Batch {
-    Batch { index: 17, bytes: bytes.to_vec(), lines: 1, first_line: 1, offset: 0, file_position: 0 }
+    Batch {
+        index: 17,
+        bytes: bytes.to_vec(),
+        lines: 1,
+        first_line: 1,
+        offset: 0,
+        attempt: 1,
+        file_bytes: 0,
+        file_end: 0,
+    }
 }
 
 fn consume(program: Program, bytes: &[u8]) -> Result<Vec<u8>, BatchError> {

@@ -22,6 +22,8 @@ pub(super) struct Place {
     pub(super) batches: u64,
     pub(super) lines: u64,
     pub(super) offset: u64,
+    /// In the file as it lies on the disk.
+    pub(super) position: u64,
 }
 
 /// Where batches go, and their buffers come from.
@@ -72,10 +74,14 @@ pub(super) fn produce(input: &mut Input, limits: Limits, from: Place, sink: &mut
 }
 
 fn emit(place: &mut Place, bytes: Vec<u8>, lines: u64, input: &Input, sink: &mut impl Sink) -> ControlFlow<()> {
-    let (offset, file_position) = (place.offset, input.position());
-    let batch = Batch { index: place.batches, first_line: place.lines + 1, offset, bytes, lines, file_position };
-    *place = Place { batches: place.batches + 1, lines: place.lines + lines, offset: batch.end() };
-    sink.send(batch)
+    let (offset, end) = (place.offset, place.offset + bytes.len() as u64);
+    // Reading is ahead of the batch: of what it has read, the batch's share.
+    let share = u128::from(input.position()) * u128::from(end) / u128::from(input.offset().max(1));
+    let file_end = u64::try_from(share).unwrap_or(u64::MAX).max(place.position);
+    let file_bytes = file_end - place.position;
+    let (index, first_line) = (place.batches, place.lines + 1);
+    *place = Place { batches: index + 1, lines: place.lines + lines, offset: end, position: file_end };
+    sink.send(Batch { index, first_line, offset, bytes, lines, attempt: 1, file_bytes, file_end })
 }
 
 fn after_line(error: Error, lines: u64) -> Error {
@@ -182,7 +188,9 @@ mod tests {
         assert_eq!(batches.iter().map(|batch| batch.lines).collect::<Vec<_>>(), counts);
         assert_eq!(batches.concat_bytes(), content, "not a byte is changed");
         let sum = counts.iter().sum();
-        assert_eq!(end, Place { batches: counts.len() as u64, lines: sum, offset: content.len() as u64 });
+        let whole = content.len() as u64;
+        assert_eq!(end, Place { batches: counts.len() as u64, lines: sum, offset: whole, position: whole });
+        assert_eq!(batches.iter().map(|batch| batch.file_bytes).sum::<u64>(), whole);
     }
 
     trait Concat {
@@ -238,12 +246,12 @@ mod tests {
         let (batches, _) = cut_file(b"a\nbb\nccc\nd", Limits { lines: 2, bytes: 100 }, Place::default());
         let shown: Vec<String> = batches.iter().map(|batch| format!("{batch} at {}", batch.offset)).collect();
         assert_eq!(shown, ["batch 0 (lines 1-2) at 0", "batch 1 (lines 3-4) at 5"]);
-        assert_eq!(batches[1].file_position, 10);
-        let from = Place { batches: 1, lines: 2, offset: 5 };
+        assert_eq!(batches[1].file_end, 10);
+        let from = Place { batches: 1, lines: 2, offset: 5, position: 5 };
         let (batches, end) = cut_file(b"a\nbb\nccc\nd", Limits { lines: 1, bytes: 100 }, from);
         let shown: Vec<String> = batches.iter().map(|batch| format!("{batch} at {}", batch.offset)).collect();
         assert_eq!(shown, ["batch 1 (lines 3-3) at 5", "batch 2 (lines 4-4) at 9"]);
-        assert_eq!(end, Place { batches: 3, lines: 4, offset: 10 });
+        assert_eq!(end, Place { batches: 3, lines: 4, offset: 10, position: 10 });
     }
 
     #[test]

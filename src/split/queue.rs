@@ -175,7 +175,16 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(60);
 
     fn batch(index: u64, size: usize) -> Batch {
-        Batch { index, bytes: vec![b'x'; size], lines: 1, first_line: index + 1, offset: 0, file_position: 0 }
+        Batch {
+            index,
+            bytes: vec![b'x'; size],
+            lines: 1,
+            first_line: index + 1,
+            offset: 0,
+            attempt: 1,
+            file_bytes: 0,
+            file_end: 0,
+        }
     }
 
     fn taken(queue: &Queue) -> u64 {

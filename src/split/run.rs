@@ -11,17 +11,20 @@ use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
 
 use super::consumer::{Batch, BatchError, Consumer, Kind};
 use super::input::Input;
-use super::journal::Header;
-use super::merge::{Order, Output};
+use super::journal::{Header, Record};
+use super::merge::{Order, Output, Part};
 use super::name::output_name;
 use super::producer::{self, Limits, Sink};
 use super::queue::{Queue, Task};
 use super::setup::{Error, Progress, Setup, Summary};
 use super::slot::{Event, Packer, Slot};
+use crate::item::Counters;
 
 /// Failures that aren't its own before a batch has failed all the same.
 const MAX_UNCOUNTED: u32 = 10;
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
+/// Of one file; more is a mistake that would fill our memory, and the journal.
+const MAX_COUNTERS: usize = 1000;
 /// Below this, bounds on memory would only slow it down.
 const MIN_MEMORY: u64 = 1 << 20;
 
@@ -38,17 +41,21 @@ pub fn run(mut setup: Setup) -> Result<Summary, Error> {
     let mut output = Output::open(&setup.state_dir, &path, &header)?;
     let resumed = output.standing().batches;
     let mut retried = 0;
+    (setup.counted)(&output.standing().counters);
     if !output.standing().end {
+        let Record { lines, batches, position: bytes, .. } = *output.standing();
+        (setup.progress)(Progress { lines, batches, bytes, bytes_total: input.identity.bytes });
         input.skip(output.standing().offset)?;
         retried = work(&mut setup, &mut input, &mut output)?;
     }
-    let standing = *output.standing();
+    let standing = output.standing().clone();
     // Nothing at all isn't gzip: every reader needs a member.
     let tail = if standing.length == 0 { Packer::new(setup.compress).member(&[]) } else { Vec::new() };
     let output_bytes = standing.length + if standing.end { 0 } else { tail.len() as u64 };
     output.finish(&tail)?;
     let (batches, lines, input_bytes) = (standing.batches, standing.lines, standing.offset);
-    Ok(Summary { output: path, output_bytes, batches, lines, input_bytes, resumed, retried })
+    let counters = standing.counters;
+    Ok(Summary { output: path, output_bytes, batches, lines, input_bytes, resumed, retried, counters })
 }
 
 /// Works off all batches that aren't merged yet. Answers how many retries it took.
@@ -75,7 +82,7 @@ fn work(setup: &mut Setup, input: &mut Input, output: &mut Output) -> Result<u64
             .name("split-read".to_owned())
             .spawn_scoped(scope, read)
             .map_err(|error| Error::Broken(format!("cannot start the thread that reads the input: {error}")))?;
-        let order = Order::new(from.batches);
+        let (order, known) = (Order::new(from.batches), output.standing().counters.clone());
         let (slots, calls) = (setup.slots.clone(), setup.calls.clone());
         let mut merging = Merging {
             setup,
@@ -94,6 +101,8 @@ fn work(setup: &mut Setup, input: &mut Input, output: &mut Output) -> Result<u64
             delayed: Vec::new(),
             retried: 0,
             bytes_total,
+            known,
+            has_news: false,
         };
         let end = merging.carry_on(scope, &events);
         queue.halt();
@@ -146,6 +155,10 @@ struct Merging<'m, 'a> {
     delayed: Vec<(Instant, Task)>,
     retried: u64,
     bytes_total: u64,
+    /// The counters of all parts that came.
+    known: Counters,
+    /// A part has come since progress was told.
+    has_news: bool,
 }
 
 impl<'m, 'a> Merging<'m, 'a> {
@@ -207,7 +220,7 @@ impl<'m, 'a> Merging<'m, 'a> {
 
     fn hear(&mut self, event: Event) -> Result<(), Error> {
         match event {
-            Event::Part(part) => self.order.accept(part),
+            Event::Part(part) => self.accept(part)?,
             Event::Failed(task, error) => self.try_again(task, error)?,
             Event::Gone(last_words) => {
                 self.live -= 1;
@@ -219,6 +232,18 @@ impl<'m, 'a> Merging<'m, 'a> {
             }
             Event::Ahead => self.tell_ahead(true),
         }
+        Ok(())
+    }
+
+    fn accept(&mut self, part: Part) -> Result<(), Error> {
+        self.known.add_all(&part.counters);
+        let index = part.index;
+        if self.known.len() > MAX_COUNTERS {
+            let message = format!("with what it counted there are more than {MAX_COUNTERS} counters");
+            return Err(Error::Batch { batch: format!("batch {index}"), index, message, attempts: 1 });
+        }
+        self.has_news = true;
+        self.order.accept(part);
         Ok(())
     }
 
@@ -239,6 +264,7 @@ impl<'m, 'a> Merging<'m, 'a> {
             Next::Again(wait) => {
                 tracing::info!(batch = %task.batch, error = error.message, "tried again");
                 self.retried += 1;
+                task.batch.attempt += 1;
                 if wait.is_zero() {
                     self.queue.put_back(task);
                 } else {
@@ -258,13 +284,18 @@ impl<'m, 'a> Merging<'m, 'a> {
     /// Writes the parts whose turn it is.
     fn merge(&mut self) -> Result<(), Error> {
         let ready = self.order.ready();
-        if ready.is_empty() {
+        if !ready.is_empty() {
+            self.output.append(&ready)?;
+            if ready.iter().any(|part| !part.counters.is_empty()) {
+                (self.setup.counted)(&self.output.standing().counters);
+            }
+            self.queue.merged(self.order.next(), ready.into_iter().map(|part| part.bytes));
+        }
+        if !std::mem::take(&mut self.has_news) {
             return Ok(());
         }
-        self.output.append(&ready)?;
-        self.queue.merged(self.order.next(), ready.into_iter().map(|part| part.bytes));
         let standing = self.output.standing();
-        let (lines, batches, bytes) = (standing.lines, standing.batches, standing.position);
+        let (lines, batches, bytes) = (standing.lines, standing.batches, standing.position + self.order.early_bytes());
         (self.setup.progress)(Progress { lines, batches, bytes, bytes_total: self.bytes_total });
         Ok(())
     }
@@ -277,7 +308,8 @@ impl<'m, 'a> Merging<'m, 'a> {
         while 0 < self.live || self.is_producing {
             let Ok(event) = events.recv() else { return };
             match event {
-                Event::Part(part) => self.order.accept(part),
+                // A part with too many counters ends the next run, which makes it again.
+                Event::Part(part) => drop(self.accept(part)),
                 Event::Gone(_) => self.live -= 1,
                 Event::Produced(_) => self.is_producing = false,
                 Event::Failed(..) | Event::Ahead => {}
@@ -321,7 +353,16 @@ mod tests {
     #[test]
     fn failures_are_counted_and_bounded() {
         let check = |kinds: &[Kind], retries: u32, expected: &str| {
-            let batch = Batch { index: 0, bytes: vec![], lines: 1, first_line: 1, offset: 0, file_position: 0 };
+            let batch = Batch {
+                index: 0,
+                bytes: vec![],
+                lines: 1,
+                first_line: 1,
+                offset: 0,
+                attempt: 1,
+                file_bytes: 0,
+                file_end: 0,
+            };
             let mut task = Task { batch, counted: 0, uncounted: 0 };
             let mut said = Vec::new();
             for kind in kinds {

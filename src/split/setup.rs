@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, never};
 
 use super::consumer::Consumer;
 use super::stop::StopFlag;
-use crate::item::escape;
+use crate::item::{Counters, escape};
 
 /// One file to split, work on and put together again.
 pub struct Setup<'a> {
@@ -43,8 +43,10 @@ pub struct Setup<'a> {
     pub calls: Receiver<()>,
     /// Ends the run with [`Error::Stopped`]; consumers that can should heed it too.
     pub stop: StopFlag,
-    /// Called on the calling thread whenever something was merged.
+    /// Called on the calling thread at the start, and whenever a batch was finished.
     pub progress: Box<dyn FnMut(Progress) + Send + 'a>,
+    /// Called there with all that was counted over what is merged: at the start, by earlier runs, and whenever it changes.
+    pub counted: Box<dyn FnMut(&Counters) + Send + 'a>,
     /// Called there too: with true once further slots would have something to do, with false when all batches are taken.
     pub ahead: Box<dyn FnMut(bool) + Send + 'a>,
 }
@@ -72,6 +74,7 @@ impl<'a> Setup<'a> {
             stop: StopFlag::new()?,
             calls: never(),
             progress: Box::new(|_| ()),
+            counted: Box::new(|_| ()),
             ahead: Box::new(|_| ()),
         })
     }
@@ -106,14 +109,14 @@ pub struct Progress {
     pub lines: u64,
     /// Batches whose part does.
     pub batches: u64,
-    /// Of the input as it lies on the disk.
+    /// Of the input as it lies on the disk, what finished batches stand for.
     pub bytes: u64,
     /// All of it.
     pub bytes_total: u64,
 }
 
 /// What a run that succeeded did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
     /// The finished file.
     pub output: PathBuf,
@@ -129,6 +132,8 @@ pub struct Summary {
     pub resumed: u64,
     /// How often a batch was tried again.
     pub retried: u64,
+    /// What was counted over all batches, each once.
+    pub counters: Counters,
 }
 
 /// Why a run ended without its output. What was merged stays in the state directory in every case.

@@ -11,6 +11,7 @@ use super::merge::Part;
 use super::producer::Place;
 use super::queue::{Queue, Task};
 use super::setup::Error;
+use crate::item::Counters;
 
 /// What the merging thread hears.
 #[derive(Debug)]
@@ -53,11 +54,11 @@ impl<'a, 'q> Slot<'a, 'q> {
             let Some(task) = self.queue.take(calls) else { continue };
             let made = catch_unwind(AssertUnwindSafe(|| {
                 self.consumer.consume(&task.batch, &mut out)?;
-                Ok(self.packer.pack(&mut out, self.queue))
+                Ok((self.packer.pack(&mut out, self.queue), self.consumer.counted()))
             }));
             let error = match made {
-                Ok(Ok(bytes)) => {
-                    self.deliver(task, bytes);
+                Ok(Ok((bytes, counters))) => {
+                    self.deliver(task, bytes, counters);
                     continue;
                 }
                 Ok(Err(error)) => error,
@@ -76,11 +77,13 @@ impl<'a, 'q> Slot<'a, 'q> {
         }
     }
 
-    fn deliver(&self, task: Task, bytes: Vec<u8>) {
+    fn deliver(&self, task: Task, bytes: Vec<u8>, counters: Counters) {
         let batch = task.batch;
-        let (index, lines, offset, position) = (batch.index, batch.lines, batch.end(), batch.file_position);
+        let (index, lines, offset) = (batch.index, batch.lines, batch.end());
+        let (position, file_bytes) = (batch.file_end, batch.file_bytes);
         self.queue.finished(batch, bytes.len());
-        let _ended = self.events.send(Event::Part(Part { index, bytes, lines, offset, position }));
+        let part = Part { index, bytes, lines, offset, position, file_bytes, counters };
+        let _ended = self.events.send(Event::Part(part));
     }
 }
 

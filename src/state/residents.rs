@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Job, Pool, State};
-use crate::config::{Mode, Route};
+use crate::config::Route;
 use crate::devices::{DeviceId, Lease};
 use crate::item::{IllegalStep, JobId, Step};
 use crate::units::Moment;
@@ -219,7 +219,7 @@ impl State {
         let residents = self.residents.all.values();
         let lives = residents.flat_map(|it| [it.idles_until(), it.may_be_replaced_at()]);
         let heads = self.lines.values().filter_map(|ranks| self.jobs.get(&ranks.first()?.id));
-        let waits = heads.filter(|job| job.route().mode == Mode::Resident).flat_map(|job| {
+        let waits = heads.filter(|job| job.route().keeps_residents()).flat_map(|job| {
             let since = job.waits_since();
             let batch = &job.route().batch;
             [since.map(|since| since + batch.max_wait), since.map(|since| since + PATIENCE)]

@@ -1,8 +1,12 @@
 //! What a resident worker is told on fd 3, as lines of JSON. Pure.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use super::resident::Task;
+use crate::item::JobId;
+use crate::split::Batch;
 
 /// The worker is to end.
 pub(super) const STOP: &[u8] = b"{\"type\":\"stop\"}\n";
@@ -23,6 +27,21 @@ pub(super) fn items<'t>(tasks: impl Iterator<Item = &'t Task>, line: &mut Vec<u8
         line.extend_from_slice(format!(",\"attempt\":{}}}", task.attempt).as_bytes());
     }
     line.extend_from_slice(b"]}\n");
+}
+
+/// The message that hands over a batch of a big line file, as an item of its own: the file with its lines, and the folder
+/// for what stands for them.
+pub(super) fn lines(id: JobId, lines: &Path, name: &OsStr, out: &Path, batch: &Batch) -> Vec<u8> {
+    let mut line = format!("{{\"type\":\"items\",\"items\":[{{\"id\":\"{id}\",\"item\":").into_bytes();
+    text(lines.as_os_str().as_bytes(), &mut line);
+    line.extend_from_slice(b",\"name\":");
+    text(name.as_bytes(), &mut line);
+    line.extend_from_slice(b",\"out\":");
+    text(out.as_os_str().as_bytes(), &mut line);
+    let Batch { attempt, first_line, lines, .. } = batch;
+    let end = format!(",\"attempt\":{attempt},\"first_line\":{first_line},\"lines\":{lines}}}]}}\n");
+    line.extend_from_slice(end.as_bytes());
+    line
 }
 
 /// A path as a JSON text. A byte that isn't UTF-8 becomes the lone surrogate U+DC80 to U+DCFF (PEP 383): Python's

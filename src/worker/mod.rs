@@ -36,7 +36,7 @@ pub(crate) use launch::NOT_INHERITED;
 pub use launch::{DeviceWords, Expanded, Facts, OF_ONE_ITEM, expand};
 pub use lock::{LockRecord, is_held};
 pub use resident::{News, ResidentHandle, ResidentLaunch, Task, start_resident};
-pub use split::{SlotLaunch, SplitLaunch};
+pub use split::{Residents, SlotLaunch, SplitLaunch};
 pub use strays::adopt_orphans;
 pub use thread::{Handle, start};
 

@@ -1,10 +1,14 @@
-//! The course of an attempt at a big line file: a process for each batch instead of one for the item. The engine in
+//! The course of an attempt at a big line file: a process for each batch, or one for each slot, instead of one for the item. The engine in
 //! [`crate::split`] runs on a thread of its own; this one looks after it: it gives it slots and calls them back, heeds a
 //! stop and the clock, bounds the log, and finds out how it went.
 //!
 //! Invariants: every slot that was taken in and leaves before the end says so, the end of the attempt speaks for the
 //! rest; nothing holds the job's lock when strays are looked for.
 
+mod resident;
+mod tally;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -20,15 +24,17 @@ use jiff::Timestamp;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
-use super::attempt::{self, dev_null};
+use super::attempt;
 use super::lock::JobLock;
 use super::log::Log;
 use super::outbox::Outbox;
 use super::strays::{self, Registered, Trail};
 use super::thread::StopSwitch;
 use super::{End, Event, Launch, Report, Said, item_check, outputs, program};
-use crate::item::{JobId, StopWhy, escape};
+use crate::item::{Counters, JobId, StopWhy, escape};
 use crate::split::{self, Batch, BatchError, Consumer, ProcessConsumer, Program, Setup, StopFlag};
+use resident::ResidentConsumer;
+use tally::{Channel, Tally};
 
 /// What the lines and the parts of one item that wait may take. For slots beyond a dozen batches get smaller than
 /// `lines` says only where they are large.
@@ -37,6 +43,8 @@ const MEMORY: u64 = 48 << 20;
 const MAX_OUTPUT: u64 = 1 << 30;
 /// Where the growing output and its journal lie: not in `out/`, which is set aside when an attempt is cut.
 const STATE_DIR: &str = "split";
+/// Where the batches of resident workers lie while these have them, a folder for each slot.
+const BATCHES_DIR: &str = "batches";
 
 /// How an item is cut, worked on and put together.
 #[derive(Debug)]
@@ -49,6 +57,21 @@ pub struct SplitLaunch {
     pub backoff: Duration,
     /// What the parts depend on: those of another one aren't gone on with.
     pub tag: String,
+    /// What the job's record says was counted by earlier attempts.
+    pub counted: Counters,
+    /// A process for each slot, which takes one batch after another; none: a process for each batch.
+    pub residents: Option<Residents>,
+    /// The UUIDs of the first slot's GPUs.
+    pub devices: Vec<String>,
+}
+
+/// The life of a slot's process.
+#[derive(Clone, Debug)]
+pub struct Residents {
+    /// From its start to `ready`.
+    pub ready_timeout: Duration,
+    /// After so many batches it is replaced; none: never.
+    pub max_batches: Option<u32>,
 }
 
 /// A further slot for an attempt that has one already.
@@ -60,6 +83,8 @@ pub struct SlotLaunch {
     pub cwd: PathBuf,
     pub device_locks: Vec<Arc<OwnedFd>>,
     pub cpus: Vec<usize>,
+    /// The UUIDs of its GPUs.
+    pub devices: Vec<String>,
 }
 
 /// Where orders and news are left for the attempt's thread, which may be waiting.
@@ -75,6 +100,10 @@ struct Letters {
     grow: Vec<SlotLaunch>,
     shrink: Vec<u32>,
     progress: Option<split::Progress>,
+    /// How much of the file the batch of a slot has behind it, as it says itself.
+    at_work: BTreeMap<u32, f64>,
+    /// Of all that is merged.
+    counters: Option<Counters>,
     ahead: Option<bool>,
     /// The engine has ended.
     over: bool,
@@ -137,6 +166,12 @@ pub(super) struct Splitting<'a> {
     report: &'a mut Report,
     /// Why it must end before it is done.
     ending: Option<Why>,
+    /// The item's counters, as the director knows them.
+    counted: Counters,
+    merged: Option<split::Progress>,
+    at_work: BTreeMap<u32, f64>,
+    /// The furthest that was shown.
+    fraction: f64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -149,8 +184,8 @@ enum Why {
 /// What all slots share.
 struct Common {
     log: Arc<File>,
-    /// /dev/null in the place of the report channel, and the job's lock.
-    descriptors: [Arc<OwnedFd>; 2],
+    /// The job's.
+    lock: Arc<OwnedFd>,
     stop: StopFlag,
 }
 
@@ -171,7 +206,9 @@ impl<'a> Splitting<'a> {
         report: &'a mut Report,
     ) -> Splitting<'a> {
         let outbox = Outbox::new(events.clone(), launch.job, launch.attempt);
-        Splitting { launch, split, mail, stop, events, outbox, report, ending: None }
+        let (counted, at_work) = (split.counted.clone(), BTreeMap::new());
+        let (ending, merged, fraction) = (None, None, 0.0);
+        Splitting { launch, split, mail, stop, events, outbox, report, ending, counted, merged, at_work, fraction }
     }
 
     /// Runs it from its start to its end.
@@ -193,6 +230,8 @@ impl<'a> Splitting<'a> {
         let mut log = Log::open(&launch.dir, launch.attempt, launch.max_log, Instant::now())
             .map_err(|error| self.io(format!("cannot open the attempt's log: {error}")))?;
         let lock = attempt::take_lock(&launch.dir, self.stop)?;
+        // What an attempt that was cut has left lying there.
+        let _absent = std::fs::remove_dir_all(launch.dir.join(BATCHES_DIR));
         let common = common(&log, &lock).map_err(|error| host(format!("cannot prepare for the batches: {error}")))?;
         drop(lock);
         let first = Words { argv: &launch.argv, env: &launch.env, cwd: &launch.cwd };
@@ -205,8 +244,11 @@ impl<'a> Splitting<'a> {
         self.report.started_at = Some(at);
         let started = Event::Started { job: launch.job, attempt: launch.attempt, pid: None, at };
         self.outbox.started(started, begun);
-        let first = self.consumer(&common, first, program, &launch.device_locks, &launch.cpus, None);
+        let place =
+            Place { no: 0, device_locks: &launch.device_locks, cpus: &launch.cpus, devices: &self.split.devices };
+        let first = self.consumer(&common, first, program, place, None);
         let outcome = self.run(&item, &common, first, &mut log, begun);
+        let _absent = std::fs::remove_dir_all(launch.dir.join(BATCHES_DIR));
         (self.report.ended_at, self.report.ran) = (Timestamp::now(), begun.elapsed());
 
         drop(common);
@@ -238,7 +280,8 @@ impl<'a> Splitting<'a> {
         let (give, slots) = unbounded();
         let (call, calls) = bounded(1);
         let dir = &self.launch.dir;
-        let (progress, ahead, end) = (self.mail.clone(), self.mail.clone(), self.mail.clone());
+        let (progress, counted) = (self.mail.clone(), self.mail.clone());
+        let (ahead, end) = (self.mail.clone(), self.mail.clone());
         // The receiver is there.
         let _sent = give.send(first);
         let setup = Setup {
@@ -256,6 +299,7 @@ impl<'a> Splitting<'a> {
             calls,
             stop: common.stop.clone(),
             progress: Box::new(move |now| progress.leave(|letters| letters.progress = Some(now))),
+            counted: Box::new(move |all| counted.leave(|letters| letters.counters = Some(all.clone()))),
             ahead: Box::new(move |is| ahead.leave(|letters| letters.ahead = Some(is))),
         };
         let mut lines = Lines { give, call, wanted: Vec::new() };
@@ -314,10 +358,13 @@ impl<'a> Splitting<'a> {
     }
 
     fn read(&mut self, letters: Letters, common: &Common, lines: &mut Lines) {
-        if let Some(now) = letters.progress {
-            let fraction = (now.bytes_total > 0).then(|| now.bytes as f64 / now.bytes_total as f64);
-            let batches = if now.batches == 1 { "batch" } else { "batches" };
-            self.outbox.progress(fraction, Some(format!("{} lines in {} {batches}", now.lines, now.batches)));
+        if letters.progress.is_some() || !letters.at_work.is_empty() {
+            self.merged = letters.progress.or(self.merged);
+            self.at_work.extend(letters.at_work);
+            self.tell_progress();
+        }
+        if let Some(all) = letters.counters {
+            self.tell_counters(all);
         }
         if let Some(ahead) = letters.ahead {
             self.tell_ahead(ahead);
@@ -338,6 +385,33 @@ impl<'a> Splitting<'a> {
         }
     }
 
+    /// What is finished, and what the batches that run say of themselves.
+    fn tell_progress(&mut self) {
+        let total = self.merged.map(|merged| merged.bytes_total).filter(|total| 0 < *total);
+        let Some((now, total)) = self.merged.zip(total) else { return };
+        let bytes = now.bytes as f64 + self.at_work.values().sum::<f64>();
+        // A batch that is tried again begins again, and a finished one is told of in two steps: it never goes back.
+        self.fraction = (bytes / total as f64).clamp(self.fraction, 1.0);
+        let batches = if now.batches == 1 { "batch" } else { "batches" };
+        self.outbox.progress(Some(self.fraction), Some(format!("{} lines in {} {batches}", now.lines, now.batches)));
+    }
+
+    /// The item's counters are those of the parts that stand, those of earlier attempts too: what the director knows may be
+    /// less, after a kill, or more, when they were begun again.
+    fn tell_counters(&mut self, all: Counters) {
+        let names: BTreeSet<&str> = all.iter().chain(self.counted.iter()).map(|(name, _)| name).collect();
+        for name in names {
+            let by = all.get(name).unwrap_or_default() - self.counted.get(name).unwrap_or_default();
+            if by != 0.0
+                && let Err(broken) = self.outbox.count(name.to_owned(), by)
+            {
+                tracing::warn!(job = %self.launch.job, %broken, "counters of an earlier attempt stand beside those of this one");
+                return;
+            }
+        }
+        self.counted = all;
+    }
+
     fn tell_ahead(&self, ahead: bool) {
         let (job, attempt) = (self.launch.job, self.launch.attempt);
         // A director that is gone has nobody to tell.
@@ -345,7 +419,7 @@ impl<'a> Splitting<'a> {
     }
 
     fn take_in(&mut self, slot: SlotLaunch, common: &Common, lines: &mut Lines) {
-        let SlotLaunch { no, argv, env, cwd, device_locks, cpus } = slot;
+        let SlotLaunch { no, argv, env, cwd, device_locks, cpus, devices } = slot;
         let wanted = Arc::new(AtomicBool::new(true));
         let leaves = Leaves {
             events: self.events.clone(),
@@ -357,7 +431,8 @@ impl<'a> Splitting<'a> {
         let words = Words { argv: &argv, env: &env, cwd: &cwd };
         match words.find() {
             Ok(program) => {
-                let consumer = self.consumer(common, words, program, &device_locks, &cpus, Some(leaves));
+                let place = Place { no, device_locks: &device_locks, cpus: &cpus, devices: &devices };
+                let consumer = self.consumer(common, words, program, place, Some(leaves));
                 lines.wanted.push((no, wanted));
                 // The engine has ended meanwhile: its slots leave with it.
                 let _sent = lines.give.send(consumer);
@@ -376,26 +451,39 @@ impl<'a> Splitting<'a> {
         common: &Common,
         words: Words<'_>,
         program: PathBuf,
-        device_locks: &[Arc<OwnedFd>],
-        cpus: &[usize],
+        place: Place<'_>,
         leaves: Option<Leaves>,
     ) -> Slot {
-        let descriptors = common.descriptors.iter().chain(device_locks).cloned().collect();
-        let program = Program {
-            program,
-            argv: words.argv.to_vec(),
-            // There is no report channel: a batch's word would be one of many.
-            env: words.env.iter().filter(|(key, _)| key != "GAMDOK_FD").cloned().collect(),
-            cwd: words.cwd.to_owned(),
-            log: Some(common.log.clone()),
-            descriptors,
-            // It is the whole attempt's.
-            timeout: None,
-            kill_grace: self.launch.kill_grace,
-            max_output: MAX_OUTPUT,
+        let Place { no, device_locks, cpus, devices } = place;
+        let descriptors = std::iter::once(&common.lock).chain(device_locks).cloned().collect();
+        let (argv, env, cwd) = (words.argv.to_vec(), words.env.to_vec(), words.cwd.to_owned());
+        let (log, stop, kill_grace) = (common.log.clone(), common.stop.clone(), self.launch.kill_grace);
+        let tally = Tally::new(self.launch.job, self.mail.clone(), no);
+        let cpus = Some(cpus.to_vec());
+        let Some(residents) = &self.split.residents else {
+            // The timeout is the whole attempt's.
+            let (log, timeout, max_output) = (Some(log), None, MAX_OUTPUT);
+            let program = Program { program, argv, env, cwd, log, descriptors, timeout, kill_grace, max_output };
+            let consumer = ProcessConsumer::new(program, stop).listening(Box::new(Channel::new(tally)));
+            return Box::new(Pinned { consumer, cpus, leaves });
         };
-        let process = ProcessConsumer::new(program, common.stop.clone());
-        Box::new(Pinned { process, cpus: Some(cpus.to_vec()), leaves })
+        let order = resident::Order {
+            program,
+            argv,
+            env,
+            cwd,
+            log,
+            descriptors,
+            devices: devices.to_vec(),
+            ready_timeout: residents.ready_timeout,
+            max_batches: residents.max_batches,
+            kill_grace,
+            max_output: MAX_OUTPUT,
+            name: split::output_name(self.launch.item.file_name().unwrap_or_default(), false),
+            dir: self.launch.dir.join(BATCHES_DIR).join(no.to_string()),
+        };
+        let consumer = ResidentConsumer::new(order, stop, tally);
+        Box::new(Pinned { consumer, cpus, leaves })
     }
 
     fn heed_stop(&mut self, common: &Common) {
@@ -450,8 +538,18 @@ fn host(error: String) -> End {
 }
 
 fn common(log: &Log, lock: &JobLock) -> io::Result<Common> {
-    let descriptors = [dev_null()?.try_clone()?, lock.file().try_clone()?].map(|file| Arc::new(OwnedFd::from(file)));
-    Ok(Common { log: Arc::new(log.file().try_clone()?), descriptors, stop: StopFlag::new()? })
+    let lock = Arc::new(OwnedFd::from(lock.file().try_clone()?));
+    Ok(Common { log: Arc::new(log.file().try_clone()?), lock, stop: StopFlag::new()? })
+}
+
+/// Where a slot is.
+#[derive(Clone, Copy)]
+struct Place<'p> {
+    /// The first is 0.
+    no: u32,
+    device_locks: &'p [Arc<OwnedFd>],
+    cpus: &'p [usize],
+    devices: &'p [String],
 }
 
 /// What is run for a batch.
@@ -470,26 +568,30 @@ impl Words<'_> {
     }
 }
 
-/// A process for each batch, on the cores near the slot's device.
-struct Pinned {
-    process: ProcessConsumer,
+/// Works on the cores near the slot's device.
+struct Pinned<C> {
+    consumer: C,
     /// Until its thread is there.
     cpus: Option<Vec<usize>>,
     /// None for the first slot, which stays as long as there is work.
     leaves: Option<Leaves>,
 }
 
-impl Consumer for Pinned {
+impl<C: Consumer> Consumer for Pinned<C> {
     fn consume(&mut self, batch: &Batch, out: &mut Vec<u8>) -> Result<(), BatchError> {
         if let Some(cpus) = self.cpus.take() {
             attempt::stay_on(&cpus);
         }
-        self.process.consume(batch, out)
+        self.consumer.consume(batch, out)
+    }
+
+    fn counted(&mut self) -> Counters {
+        self.consumer.counted()
     }
 
     fn wants_more(&mut self) -> bool {
         let wanted = self.leaves.as_ref().is_none_or(|leaves| leaves.wanted.load(Ordering::Acquire));
-        wanted && self.process.wants_more()
+        wanted && self.consumer.wants_more()
     }
 }
 

@@ -73,7 +73,7 @@ impl World {
         for job in self.state.jobs().filter(|job| matches!(job.stage, Stage::Claimed { .. } | Stage::Claiming)) {
             let (route, wants) = (job.route(), Pool::of(job.route(), self.snapshot.mode));
             let full = route.max_running.is_some_and(|most| self.state.running_of(&route.name) >= most);
-            let resident = route.mode == crate::config::Mode::Resident;
+            let resident = route.keeps_residents();
             if wants == Pool::Cpu && !full && !resident {
                 let reading = self.snapshot.devices.iter().find(|it| it.id == on[0]).expect("the pool");
                 let held = self.state.device(&on[0]).map_or(0, |it| it.leases.held.len());
