@@ -1,13 +1,15 @@
 //! The library's pool on closures of a microsecond: µs a task beside a bare loop and a bare channel between two threads, and
-//! whether its memory stays the same at a hundred times as many tasks.
+//! whether its memory stays the same at a hundred times as many tasks. Then tasks for Python processes that stay, beside
+//! the same messages through the same Python by two bare threads.
 
 use std::fs;
 use std::hint::black_box;
-use std::process::Command;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Instant;
 
-use gamdok::Pool;
+use gamdok::{Pool, Residents};
 
 mod common;
 
@@ -64,6 +66,57 @@ fn main() {
             median / floor
         );
     }
+    residents(rounds);
+}
+
+/// What a worker does without the library: the same lines, one answer each.
+const BARE: &str = "import json, sys
+for line in sys.stdin:
+    task = json.loads(line)['task']
+    sys.stdout.write(json.dumps({'type': 'done', 'id': 'x', 'result': task * 2}) + '\\n')
+    sys.stdout.flush()
+";
+
+fn residents(rounds: usize) {
+    let tasks = number("GAMDOK_BENCH_TASKS", 100_000) as u64;
+    let helper = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python");
+    let script = "from gamdok_worker import serve_tasks\nserve_tasks(lambda task: task * 2)\n";
+    let residents = Residents::builder(["python3", "-c", script]).env("PYTHONPATH", helper).slots(2).build();
+    let residents = residents.expect("python3");
+    let expected = tasks * (tasks - 1);
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        // Both processes have loaded what they need.
+        residents.map(0..100_u64).for_each(drop);
+        let started = Instant::now();
+        let sum: u64 = residents.map(0..tasks).flatten().filter_map(|answer| answer.as_u64()).sum();
+        ours.push(started.elapsed().as_secs_f64() * 1e6 / tasks as f64);
+        assert_eq!(sum, expected);
+        floor.push(bare_python(tasks / 2) * 1e6 / tasks as f64);
+    }
+    println!("{tasks} tasks for two Python processes that stay, {rounds} rounds, medians");
+    common::compare("residents, a task", "µs", median(&mut ours), median(&mut floor));
+}
+
+/// Two processes with half of the tasks each: seconds.
+fn bare_python(each: u64) -> f64 {
+    let start = || {
+        let mut python = Command::new("python3");
+        python.args(["-c", BARE]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3")
+    };
+    let mut two = [start(), start()];
+    let started = Instant::now();
+    thread::scope(|threads| {
+        for python in &mut two {
+            let (mut give, take) = (python.stdin.take().expect("piped"), python.stdout.take().expect("piped"));
+            threads.spawn(move || {
+                (0..each).try_for_each(|n| writeln!(give, "{{\"id\":\"x\",\"attempt\":1,\"task\":{n}}}"))
+            });
+            threads.spawn(move || BufReader::new(take).lines().filter(Result::is_ok).count());
+        }
+    });
+    two.iter_mut().for_each(|python| drop(python.wait()));
+    started.elapsed().as_secs_f64()
 }
 
 fn pool() -> Pool {

@@ -13,7 +13,7 @@ pub mod pool;
 pub mod rules;
 pub mod split;
 
-pub use pool::{Devices, Pool, Slot, Slots, TaskError, Ticket};
+pub use pool::{Devices, Pool, Residents, Slot, Slots, TaskError, Ticket};
 
 // The binary's own parts, reachable for it, the tests and the comparisons; no promise is made of them.
 #[doc(hidden)]

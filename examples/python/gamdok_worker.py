@@ -28,6 +28,12 @@ returns or yields what stands for them::
 
     serve_lines(handle)
 
+A program of yours that uses gamdok's library (``Residents``) sends tasks instead of items, any JSON each::
+
+    from gamdok_worker import serve_tasks
+
+    serve_tasks(lambda task: model.embed(task["text"]))
+
 In a one-shot command ``report()`` gives the same channel for progress, counters
 and a result.
 """
@@ -45,7 +51,7 @@ import threading
 import traceback
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
-__all__ = ["Channel", "Item", "Lines", "Refused", "report", "serve", "serve_batches", "serve_lines"]
+__all__ = ["Channel", "Item", "Lines", "Refused", "report", "serve", "serve_batches", "serve_lines", "serve_tasks"]
 
 #: The longest line of the channel, in bytes, without its newline.
 MAX_LINE = 1 << 20
@@ -162,9 +168,9 @@ def serve(handler: Callable[[Item], Any], *, device_uuid: Optional[str] = None) 
             try:
                 answer = handler(item)
             except Exception as error:
-                _fail(channel, item, error)
+                _fail(channel, item.id, error)
             else:
-                _done(channel, item, answer)
+                _done(channel, item.id, answer)
 
     _serve(handle_batch, device_uuid)
 
@@ -182,9 +188,9 @@ def serve_batches(handler: Callable[[List[Item]], Sequence[Any]], *, device_uuid
             raise ValueError(f"{len(answers)} results for {len(items)} items")
         for item, answer in zip(items, answers):
             if isinstance(answer, Exception):
-                _fail(channel, item, answer)
+                _fail(channel, item.id, answer)
             else:
-                _done(channel, item, answer)
+                _done(channel, item.id, answer)
 
     _serve(handle_batch, device_uuid)
 
@@ -206,18 +212,33 @@ def serve_lines(handler: Callable[[Lines], Iterable[Union[bytes, str]]], *, devi
     serve(handle, device_uuid=device_uuid)
 
 
-def _done(channel: Channel, item: Item, answer: Any) -> None:
+def serve_tasks(handler: Callable[[Any], Any], *, device_uuid: Optional[str] = None) -> None:
+    """Takes tasks of a program that uses gamdok's library: `handler` gets one task (any JSON) at a time and returns its answer."""
+
+    def handle_batch(tasks: Sequence[Dict[str, Any]], channel: Channel) -> None:
+        for task in tasks:
+            try:
+                answer = handler(task["task"])
+            except Exception as error:
+                _fail(channel, task["id"], error)
+            else:
+                _done(channel, task["id"], answer)
+
+    _serve(handle_batch, device_uuid, lambda message, _channel: message["items"])
+
+
+def _done(channel: Channel, item_id: str, answer: Any) -> None:
     try:
-        channel.done(item.id, answer)
+        channel.done(item_id, answer)
     except (TypeError, ValueError) as error:
-        channel.failed(item.id, f"its result can't be sent: {error}", retry=False)
+        channel.failed(item_id, f"its result can't be sent: {error}", retry=False)
 
 
-def _fail(channel: Channel, item: Item, error: BaseException) -> None:
+def _fail(channel: Channel, item_id: str, error: BaseException) -> None:
     sys.stderr.write("".join(traceback.format_exception(type(error), error, error.__traceback__)))
     # On disk before the answer: what was printed until then is the item's log.
     _flush()
-    channel.failed(item.id, f"{type(error).__name__}: {error}", retry=not isinstance(error, Refused))
+    channel.failed(item_id, f"{type(error).__name__}: {error}", retry=not isinstance(error, Refused))
 
 
 def _flush() -> None:
@@ -242,7 +263,11 @@ def _messages(channel: Channel) -> Iterator[Dict[str, Any]]:
         yield message
 
 
-def _serve(handle_batch: Callable[[Sequence[Item], Channel], None], device_uuid: Optional[str]) -> None:
+def _serve(
+    handle_batch: Callable[[Sequence[Any], Channel], None],
+    device_uuid: Optional[str],
+    read: Callable[[Dict[str, Any], Channel], Sequence[Any]] = _items,
+) -> None:
     if "GAMDOK_FD" not in os.environ:
         raise SystemExit("this is a resident worker of gamdok: run it by a route with mode = \"resident\"")
     channel = Channel()
@@ -265,7 +290,7 @@ def _serve(handle_batch: Callable[[Sequence[Item], Channel], None], device_uuid:
         if message.get("type") != "items":
             continue
         waiting.clear()
-        handle_batch(_items(message, channel), channel)
+        handle_batch(read(message, channel), channel)
         waiting.set()
         if stopping.is_set():
             return

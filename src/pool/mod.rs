@@ -32,6 +32,7 @@
 //! goes on.
 
 mod map;
+mod residents;
 mod scope;
 mod slot;
 mod ticket;
@@ -40,13 +41,14 @@ mod worker;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 
 pub use map::{Map, MapUnordered};
+pub use residents::{Answers, Residents, ResidentsBuilder};
 pub use scope::Scope;
 pub use slot::{Device, Devices, Slot, Slots};
 pub use ticket::{AsCompleted, TaskError, Ticket, as_completed};
@@ -70,6 +72,9 @@ pub enum PoolError {
     /// The devices asked for can't be had here; the words say what is missing and what to do.
     #[error("{0}")]
     Devices(String),
+    /// The command of [`Residents`] can't be run; the words say why.
+    #[error("{0}")]
+    Command(String),
     /// The system starts no more threads.
     #[error("no thread can be started: {0}")]
     Thread(#[source] io::Error),
@@ -425,9 +430,8 @@ impl Pool {
     /// # Ok::<(), gamdok::pool::PoolError>(())
     /// ```
     pub fn shutdown(&self) {
-        self.hurry.given_up.store(true, Ordering::Release);
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.close();
+        self.hurry.give_up(&self.open);
+        close_to(&self.tasks);
     }
 
     /// Takes no more tasks, and waits until all that were submitted have ended.
@@ -440,12 +444,8 @@ impl Pool {
     /// # Ok::<(), gamdok::pool::PoolError>(())
     /// ```
     pub fn join(mut self) {
-        self.close();
+        close_to(&self.tasks);
         self.wait();
-    }
-
-    fn close(&self) {
-        self.tasks.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn wait(&mut self) {
@@ -502,6 +502,11 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").field("name", &self.name).field("slots", &self.slots).finish_non_exhaustive()
     }
+}
+
+/// Nothing more is put in line.
+fn close_to<T>(line: &RwLock<Option<Sender<T>>>) {
+    line.write().unwrap_or_else(PoisonError::into_inner).take();
 }
 
 fn with_ticket<F, R>(task: F) -> (Task<'static>, Ticket<R>)

@@ -23,6 +23,12 @@ pub enum TaskError {
     /// The task panicked; what it said, where that was text.
     #[error("the task panicked: {0}")]
     Panicked(String),
+    /// A resident worker says that it failed, with its words.
+    #[error("the task failed: {0}")]
+    Failed(String),
+    /// The process that was at it ended, broke the protocol, or took too long.
+    #[error("the task was lost: {0}")]
+    Lost(String),
     /// It never began: cancelled by hand, or the pool ended before its turn.
     #[error("the task was cancelled before it began")]
     Cancelled,
@@ -266,6 +272,12 @@ pub(super) fn pair<R>() -> (Promise<R>, Ticket<R>) {
     let inner = Inner { stage: Stage::Waiting, awaited: false, watcher: None };
     let cell = Arc::new(Cell { inner: Mutex::new(inner), settled: Condvar::new() });
     (Promise { cell: cell.clone() }, Ticket { cell })
+}
+
+impl<R> fmt::Debug for Promise<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Promise")
+    }
 }
 
 impl<R> Promise<R> {

@@ -2,11 +2,11 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, Sender, select};
 
 use super::TaskError;
 use super::slot::{Device, Slot};
@@ -25,6 +25,14 @@ pub(super) struct Hurry {
     pub(super) given_up: Arc<AtomicBool>,
     /// Closed with that, for who waits for a GPU.
     pub(super) closed: Receiver<()>,
+}
+
+impl Hurry {
+    /// What hasn't begun never will.
+    pub(super) fn give_up(&self, open: &Mutex<Option<Sender<()>>>) {
+        self.given_up.store(true, Ordering::Release);
+        open.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }
 
 pub(super) struct Worker<'a> {

@@ -12,7 +12,7 @@ use super::Said;
 use crate::item::{JobId, escape};
 
 /// The longest line, without its newline.
-pub(super) const MAX_LINE: usize = 1 << 20;
+pub(crate) const MAX_LINE: usize = 1 << 20;
 /// The longest message that is kept for people; the rest is cut.
 const MAX_ERROR: usize = 16 << 10;
 const MAX_PROGRESS: usize = 1 << 10;
@@ -23,7 +23,7 @@ const MAX_NAME: usize = 200;
 
 /// One line, understood.
 #[derive(Debug)]
-pub(super) enum Message {
+pub(crate) enum Message {
     /// The worker can take items; on which GPU, if it says so.
     Ready {
         device_uuid: Option<String>,
@@ -56,21 +56,21 @@ pub(super) enum Message {
 /// A line that breaks the protocol, in words for people.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Broken(pub(super) String);
+pub(crate) struct Broken(pub(crate) String);
 
 /// What is done with each message; its error ends the reading.
-pub(super) type Hear<'a> = &'a mut dyn FnMut(Message) -> Result<(), Broken>;
+pub(crate) type Hear<'a> = &'a mut dyn FnMut(Message) -> Result<(), Broken>;
 
 /// Cuts a stream into lines and reads each.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
+pub(crate) struct Reader {
     /// The start of a line whose end hasn't come.
     partial: Vec<u8>,
 }
 
 impl Reader {
     /// Takes in the next bytes; `hear` gets each message. The first broken line ends it.
-    pub(super) fn feed(&mut self, mut bytes: &[u8], hear: Hear) -> Result<(), Broken> {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8], hear: Hear) -> Result<(), Broken> {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
             bytes = rest;
@@ -89,7 +89,7 @@ impl Reader {
     }
 
     /// The stream ended: what has no newline is a line too.
-    pub(super) fn finish(&mut self, hear: Hear) -> Result<(), Broken> {
+    pub(crate) fn finish(&mut self, hear: Hear) -> Result<(), Broken> {
         take(&std::mem::take(&mut self.partial), hear)
     }
 

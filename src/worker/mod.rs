@@ -2,7 +2,7 @@
 //! behind, and reports exactly once, whatever happens.
 
 mod attempt;
-mod channel;
+pub(crate) mod channel;
 mod item_check;
 mod launch;
 mod lock;
