@@ -387,6 +387,35 @@ fn each_slot_has_a_gpu_of_its_own() {
     assert_eq!(result["attempts"][0]["devices"].as_array().expect("devices").len(), 3, "{result:#}");
 }
 
+#[test]
+fn a_kill_on_the_way_out_repeats_nothing_either() {
+    for point in
+        ["finish.begun", "finish.staged", "finish.outputs-synced", "finish.named", "finish.committed", "finish.moved"]
+    {
+        for compress in ["", ", compress = \"gzip\""] {
+            let script = "text=$(cat)\necho \"$text\" >> \"$AT/seen\"\necho '{\"type\":\"count\",\"name\":\"n\",\"by\":1}' >&3\necho \"$text\"\n";
+            let mut world = world(1, &format!("lines = 1{compress}"), script, "");
+            world.drop_file("a.txt", b"one\ntwo\nthree\n");
+            world.set("GAMDOK_FAULT", point);
+            world.gamdok(&["run", "--once"]);
+            world.unset("GAMDOK_FAULT");
+            assert_eq!(lines(&world, "seen").len(), 3, "{point} comes after the work");
+            world.once();
+            world.assert_empty();
+            let (dir, result) = world.result("a.txt");
+            assert_eq!(
+                (&result["outcome"], &result["counters"]["n"]),
+                (&"done".into(), &3.into()),
+                "{point}: {result:#}"
+            );
+            assert_eq!(lines(&world, "seen"), ["one", "three", "two"], "{point}");
+            let name = if compress.is_empty() { "a.txt" } else { "a.txt.gz" };
+            let found = output(&dir, name);
+            assert_eq!(if compress.is_empty() { found } else { gunzip(&found) }, b"one\ntwo\nthree\n", "{point}");
+        }
+    }
+}
+
 /// Counts its line, says that it is halfway, and fails when it comes for the first time.
 const COUNTS: &str = "text=$(cat)\n\
     echo '{\"type\":\"count\",\"name\":\"lines\",\"by\":1}' >&3\n\

@@ -196,7 +196,7 @@ impl Output {
     }
 
     /// All parts are in: notes the end, and gives the output its name. `tail` belongs to the end of the file.
-    pub(super) fn finish(mut self, tail: &[u8]) -> Result<(), Error> {
+    pub(super) fn finish(mut self, tail: &[u8], then: Then) -> Result<(), Error> {
         if !self.standing.end {
             let mut crc = Crc::new();
             crc.update(tail);
@@ -214,7 +214,11 @@ impl Output {
             })?;
         }
         let partial = self.state_dir.join("partial");
-        match fs::rename(&partial, &self.path) {
+        let named = match then {
+            Then::Clear => fs::rename(&partial, &self.path),
+            Then::Keep => link(&partial, &self.path),
+        };
+        match named {
             Ok(()) => {}
             // An earlier run came this far.
             Err(error) if error.kind() == io::ErrorKind::NotFound && is_file_of(&self.path, self.standing.length) => {}
@@ -223,10 +227,33 @@ impl Output {
         let out_dir = self.path.parent().unwrap_or(Path::new("."));
         File::open(out_dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", out_dir))?;
         at("end.named").map_err(failed("make", &self.path))?;
+        if then == Then::Keep {
+            return Ok(());
+        }
         fs::remove_file(self.state_dir.join("journal")).map_err(failed("remove", &self.state_dir))?;
         // Something else may lie in it.
         let _kept = fs::remove_dir(&self.state_dir);
         Ok(())
+    }
+}
+
+/// What becomes of the state once the output has its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    Clear,
+    /// Another run has nothing left to do but to name it again.
+    Keep,
+}
+
+/// Gives it a second name; its only one where the file system knows no second.
+fn link(partial: &Path, path: &Path) -> io::Result<()> {
+    match fs::hard_link(partial, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            fs::hard_link(partial, path)
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => fs::rename(partial, path),
+        named => named,
     }
 }
 

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
 use super::consumer::{Batch, BatchError, Consumer, Kind};
 use super::input::Input;
 use super::journal::{Header, Record};
-use super::merge::{Order, Output, Part};
+use super::merge::{Order, Output, Part, Then};
 use super::name::output_name;
 use super::producer::{self, Limits, Sink};
 use super::queue::{Queue, Task};
@@ -52,7 +52,7 @@ pub fn run(mut setup: Setup) -> Result<Summary, Error> {
     // Nothing at all isn't gzip: every reader needs a member.
     let tail = if standing.length == 0 { Packer::new(setup.compress).member(&[]) } else { Vec::new() };
     let output_bytes = standing.length + if standing.end { 0 } else { tail.len() as u64 };
-    output.finish(&tail)?;
+    output.finish(&tail, if setup.keep_state { Then::Keep } else { Then::Clear })?;
     let (batches, lines, input_bytes) = (standing.batches, standing.lines, standing.offset);
     let counters = standing.counters;
     Ok(Summary { output: path, output_bytes, batches, lines, input_bytes, resumed, retried, counters })

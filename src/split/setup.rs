@@ -20,9 +20,12 @@ pub struct Setup<'a> {
     pub out_dir: PathBuf,
     /// The item's name, which the output's is made from.
     pub name: OsString,
-    /// Where what was merged grows until it is whole, and its journal; made here, gone after success. On the same file
+    /// Where what was merged grows until it is whole, and its journal; made here, gone after success (see `keep_state`). On the same file
     /// system as `out_dir`, and used by no other run. What an earlier run left here is gone on with.
     pub state_dir: PathBuf,
+    /// The state stays after success too, and another run of the same only names the output again, whatever has become of its
+    /// name: until the caller, who has noted the success, removes it.
+    pub keep_state: bool,
     /// The most lines in a batch; fewer when they take more than a sixth of `memory`.
     pub lines: u64,
     /// The level of gzip, 0 (stored) to 12; none writes plain.
@@ -64,6 +67,7 @@ impl<'a> Setup<'a> {
             out_dir: out_dir.to_owned(),
             name: name.into(),
             state_dir: out_dir.join(".parts"),
+            keep_state: false,
             lines: 5000,
             compress: None,
             retries: 2,

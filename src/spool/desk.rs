@@ -30,8 +30,9 @@ use super::tally::{Books, Shelf, Tally};
 use super::trouble::{About, Troubles};
 use super::write::{Why, Write};
 use super::{Answer, Backlog, NotClaimed, Task};
-use crate::item::JobId;
+use crate::item::{JobId, Outcome};
 use crate::units::{Clock, Moment};
+use crate::worker::SPLIT_DIR;
 
 /// Claims of one group: as many as the planner asks for at a time.
 const CLAIMS: usize = 64;
@@ -527,6 +528,11 @@ impl Desk {
     /// Moves a committed job to its day.
     fn file(&mut self, finish: Box<Finish>, refused: &mut Vec<(Op, Errno)>) {
         let (outcome, day) = (finish.outcome(), finish.day());
+        if outcome == Outcome::Done && finish.record.route.split.is_some() {
+            let grown = self.ground.root.claimed().join(finish.dir.as_str()).join(SPLIT_DIR);
+            // A try before may have done so; what can't be removed is no reason to keep the job.
+            let _absent = std::fs::remove_dir_all(grown);
+        }
         let moved = self.shelves.file(&self.ground, outcome, &day, finish.dir.as_str());
         let dir = match moved.and_then(|dir| self.ground.faults.at("finish.moved").map(|()| dir)) {
             Ok(dir) => dir,

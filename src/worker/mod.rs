@@ -43,6 +43,10 @@ pub use thread::{Handle, start};
 /// The descriptor of the report channel in the worker's process.
 pub const CHANNEL_FD: i32 = 3;
 
+/// Where in a job's directory the output of a big line file grows, with its journal: not in `out/`, which is set aside when
+/// an attempt is cut. It outlasts the attempt, and goes once a success is durable.
+pub const SPLIT_DIR: &str = "split";
+
 /// Everything one attempt needs; prepared by the director, nothing left to decide.
 #[derive(Debug)]
 pub struct Launch {

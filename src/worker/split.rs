@@ -30,7 +30,7 @@ use super::log::Log;
 use super::outbox::Outbox;
 use super::strays::{self, Registered, Trail};
 use super::thread::StopSwitch;
-use super::{End, Event, Launch, Report, Said, item_check, outputs, program};
+use super::{End, Event, Launch, Report, SPLIT_DIR, Said, item_check, outputs, program};
 use crate::item::{Counters, JobId, StopWhy, escape};
 use crate::split::{self, Batch, BatchError, Consumer, ProcessConsumer, Program, Setup, StopFlag};
 use resident::ResidentConsumer;
@@ -41,8 +41,6 @@ use tally::{Channel, Tally};
 const MEMORY: u64 = 48 << 20;
 /// What a batch may make of itself, at most: it must fit into memory.
 const MAX_OUTPUT: u64 = 1 << 30;
-/// Where the growing output and its journal lie: not in `out/`, which is set aside when an attempt is cut.
-const STATE_DIR: &str = "split";
 /// Where the batches of resident workers lie while these have them, a folder for each slot.
 const BATCHES_DIR: &str = "batches";
 
@@ -288,7 +286,9 @@ impl<'a> Splitting<'a> {
             input: item.to_owned(),
             out_dir: dir.join("out"),
             name: self.launch.item.file_name().unwrap_or_default().to_owned(),
-            state_dir: dir.join(STATE_DIR),
+            state_dir: dir.join(SPLIT_DIR),
+            // Until the result is durable, a kill would have all of it made again.
+            keep_state: true,
             lines: self.split.lines,
             compress: self.split.compress,
             retries: self.split.retries,
