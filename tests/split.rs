@@ -702,3 +702,48 @@ fn each_slots_resident_worker_has_a_gpu_of_its_own_and_is_held_to_it() {
     let message = result["message"].as_str().expect("a message");
     assert!(message.contains("it says that it runs on GPU-another, and was given SIM-"), "{message}");
 }
+
+/// Each batch says that it is there, and waits for its FIFO.
+const GATED_RESIDENT: &str = r#"
+import os, pathlib
+from gamdok_worker import serve_lines
+at = pathlib.Path(os.environ["AT"])
+with (at / "processes").open("a") as seen: seen.write(f"{os.getpid()}\n")
+def handle(batch):
+    [line] = batch
+    text = line.decode().strip()
+    (at / f"at-{text}").touch()
+    (at / f"gate-{text}").read_text()
+    return [line]
+serve_lines(handle)
+"#;
+
+#[test]
+fn a_resident_worker_goes_with_its_slot() {
+    let settings = "[inbox]\nsettle = \"0s\"\n[devices]\nuse = \"cpu\"\ncpu_slots = 2\n";
+    let world = World::with(settings, "");
+    let small = "match = [\"*.txt\"]\n[[route]]\nname = \"small\"\ngpus = 0\ncommand = [\"true\"]\n";
+    configure_resident(&world, settings, "gpus = 0", "lines = 1", GATED_RESIDENT, small);
+    for batch in ["a", "b", "c", "d"] {
+        fifo(&world, &format!("gate-{batch}"));
+    }
+    world.drop_file("lines.txt", b"a\nb\nc\nd\n");
+    let service = world.start();
+    world.until("two batches run", |_| world.scratch("at-a").exists() && world.scratch("at-b").exists());
+    world.drop_file("small", b"");
+    world.until("it waits", |status| status["counts"]["claimed"] == 1);
+    let_through(&world, "a");
+    let_through(&world, "b");
+    world.until("the small item is done", |status| status["counts"]["done"] == 1);
+    let is_alive =
+        |pid: &String| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+    let pids = lines(&world, "processes");
+    assert!(pids.iter().any(|pid| !is_alive(pid)), "the one whose slot it got is gone");
+    assert!(pids.iter().any(is_alive), "the other one goes on");
+    let_through(&world, "c");
+    let_through(&world, "d");
+    world.wait();
+    assert_eq!(service.stop(), 0);
+    assert_eq!(world.outcomes(), ["lines.txt done -", "small done -"]);
+    assert_eq!(output(&world.result("lines.txt").0, "lines.txt"), b"a\nb\nc\nd\n");
+}

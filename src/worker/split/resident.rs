@@ -33,6 +33,8 @@ use crate::worker::{Said, message};
 
 /// One that has sent a heartbeat is taken for hung after so long without any message over a batch.
 const HEARTBEAT: Duration = Duration::from_secs(60);
+/// How long one that has closed its end may take to end itself: what it ends with says more. A busy host needs a while to tell.
+const LINGERS: Duration = Duration::from_secs(5);
 /// What is read at a time.
 const CHUNK: usize = 64 << 10;
 
@@ -306,8 +308,7 @@ impl Kept {
         deadline: Option<Instant>,
         enough: impl Fn(&Kept) -> bool,
     ) -> Result<(), Trouble> {
-        let closes = |now: Instant| now.checked_add(order.kill_grace);
-        let mut closed_until = if self.channel.is_none() { closes(Instant::now()) } else { None };
+        let mut closed_until = self.channel.is_none().then(|| Instant::now() + LINGERS);
         loop {
             if enough(self) {
                 return Ok(());
@@ -346,7 +347,7 @@ impl Kept {
             if spoke {
                 self.hear(order, tally)?;
                 if self.channel.is_none() {
-                    closed_until = closes(now);
+                    closed_until = Some(now + LINGERS);
                 }
             }
             if exited {
