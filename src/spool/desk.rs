@@ -145,7 +145,7 @@ impl Desk {
         answers: Sender<Answer>,
         tally: Arc<Tally>,
     ) -> Result<Desk, Errno> {
-        let spares = Spares::new(ground.root.dir());
+        let spares = Spares::new(&ground);
         Ok(Desk {
             syncer: Syncer::new(ground.root.dir(), clock, ground.faults.syncs_each())?,
             space: Space::new(ground.root.dir())?,
@@ -263,7 +263,7 @@ impl Desk {
     /// The moment of the first thing that is due by itself.
     fn wait_for(&self) -> Duration {
         let rested = self.trailing_at.is_none();
-        if self.counting || self.space.wants_ballast() || (rested && (self.pruning || self.spares.are_wanted())) {
+        if self.counting || self.space.wants_ballast() || (rested && self.pruning) {
             return Duration::ZERO;
         }
         let retry = self.has_to_retry().then_some(self.retry_at);

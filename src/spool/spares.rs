@@ -1,108 +1,171 @@
-//! Job directories made ahead, while nothing else is to be done: a claim then renames one, instead of making three
-//! directories and a file while its item waits, and has less to make durable. They lie in `.gamdok/spare/`, hold nothing
-//! and mean nothing; what an earlier director left of them is removed at the start. Invariant: a spare is whole and
-//! durable, or it isn't in the list; without any, a claim makes its own directory.
+//! Job directories made ahead, on a thread of their own: a claim then renames one, instead of making three directories and
+//! a file while its item waits; in a stream of items that is a quarter of what the spool's thread has to do. They lie in
+//! `.gamdok/spare/`, hold nothing and mean nothing; what an earlier director left of them is removed at the start.
+//! Invariant: a spare is whole, or it isn't in the list; without any, a claim makes its own directory. Like that one it is
+//! made durable by the claim's round, though mostly it is already.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
-use super::claim::sync_at;
 use super::ground::Ground;
 use super::record;
 
-/// As many items as may arrive at an idle director within a moment; in a stream of them there is no time to make any.
-const READY: usize = 4;
+/// As many as a group of claims takes in a stream of items, while the next are being made.
+const READY: usize = 32;
 
 #[derive(Debug)]
 pub(super) struct Spares {
     /// None: it can't be had, and there are no spares.
-    dir: Option<OwnedFd>,
-    ready: Vec<String>,
+    dir: Option<Arc<OwnedFd>>,
+    ready: Receiver<String>,
+    paused: Arc<AtomicBool>,
+    go: Sender<()>,
+}
+
+/// The thread that makes them; it ends with the list.
+struct Maker {
+    ground: Arc<Ground>,
+    dir: Arc<OwnedFd>,
+    ready: Sender<String>,
+    paused: Arc<AtomicBool>,
+    go: Receiver<()>,
     made: u64,
-    paused: bool,
 }
 
 impl Spares {
-    pub(super) fn new(root: BorrowedFd<'_>) -> Spares {
-        let dir = open(root);
+    pub(super) fn new(ground: &Arc<Ground>) -> Spares {
+        let (list, ready) = bounded(READY);
+        let (go, gone_on) = bounded(1);
+        let paused = Arc::new(AtomicBool::new(false));
+        let dir = open(ground.root.dir()).map(Arc::new).and_then(|dir| {
+            let maker = Maker {
+                ground: ground.clone(),
+                dir: dir.clone(),
+                ready: list,
+                paused: paused.clone(),
+                go: gone_on,
+                made: 0,
+            };
+            let thread = std::thread::Builder::new().name("gamdok-spares".to_owned());
+            thread.spawn(move || maker.run()).map_err(|_| Errno::AGAIN)?;
+            Ok(dir)
+        });
         if let Err(error) = &dir {
             tracing::debug!(%error, "no job directories are made ahead");
         }
-        Spares { dir: dir.ok(), ready: Vec::new(), made: 0, paused: false }
+        Spares { dir: dir.ok(), ready, paused, go }
     }
 
     /// Moves one to its place in `claimed/`.
     pub(super) fn take(&mut self, ground: &Ground, job: &str) -> Option<OwnedFd> {
-        let name = self.ready.pop()?;
+        let name = self.ready.try_recv().ok()?;
         // Its old place isn't synced: found in both after a power cut, it is the job's, and not empty.
         record::rename_new(self.dir.as_ref()?, name.as_str(), ground.claimed(), job).ok()?;
         record::open_dir(ground.claimed(), job).ok()
     }
 
-    pub(super) fn are_wanted(&self) -> bool {
-        self.dir.is_some() && !self.paused && self.ready.len() < READY
-    }
-
-    pub(super) fn make_one(&mut self, ground: &Ground) {
-        let Some(dir) = &self.dir else { return };
-        self.made += 1;
-        let name = self.made.to_string();
-        let made = ground.make_job_in(dir.as_fd(), &name).and_then(|job| {
-            [record::LOCK, record::ITEM, record::OUT].iter().try_for_each(|part| sync_at(&job, part))?;
-            rustix::fs::fsync(&job)?;
-            rustix::fs::fsync(dir)
-        });
-        match made {
-            Ok(()) => self.ready.push(name),
-            Err(error) => {
-                tracing::debug!(%error, "no job directory could be made ahead");
-                self.pause();
-            }
-        }
-    }
-
     /// None are made until [`Spares::go_on`].
     pub(super) fn pause(&mut self) {
-        self.paused = true;
+        self.paused.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn go_on(&mut self) {
-        self.paused = false;
+        self.paused.store(false, Ordering::Relaxed);
+        // One word waits already, or nobody is there for it.
+        let _told = self.go.try_send(());
     }
 }
 
-/// The folder, emptied.
+impl Maker {
+    fn run(mut self) {
+        remove_all(&self.dir);
+        loop {
+            if self.paused.load(Ordering::Relaxed) {
+                let Ok(()) = self.go.recv() else { return };
+                continue;
+            }
+            self.made += 1;
+            let name = self.made.to_string();
+            if let Err(error) = self.ground.make_job_in(self.dir.as_fd(), &name) {
+                tracing::debug!(%error, "no job directory could be made ahead");
+                self.paused.store(true, Ordering::Relaxed);
+                continue;
+            }
+            match self.ready.try_send(name) {
+                Ok(()) => {}
+                Err(TrySendError::Disconnected(_)) => return,
+                Err(TrySendError::Full(name)) => {
+                    // Nobody is in a hurry: what is durable now, no claim has to wait for.
+                    let synced = rustix::fs::fsync(&self.dir);
+                    if let Err(error) = synced {
+                        tracing::debug!(%error, "the job directories made ahead can't be synced");
+                    }
+                    if self.ready.send(name).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The folder.
 fn open(root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let state = record::open_dir(root, ".gamdok")?;
     match rustix::fs::mkdirat(&state, "spare", Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error),
     }
-    let dir = record::open_dir(&state, "spare")?;
-    let mut left = Vec::new();
-    for entry in rustix::fs::Dir::read_from(&dir)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.parse::<u64>().is_ok() {
-            left.push(name);
+    record::open_dir(&state, "spare")
+}
+
+/// What an earlier director left.
+fn remove_all(dir: &OwnedFd) {
+    let names = || -> Result<Vec<String>, Errno> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(dir)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name.parse::<u64>().is_ok() {
+                names.push(name);
+            }
         }
-    }
-    for name in left {
+        Ok(names)
+    };
+    for name in names().unwrap_or_default() {
         if let Err(error) = record::remove_empty_job(dir.as_fd(), &name) {
             tracing::debug!(name, %error, "a spare directory that isn't empty stays where it is");
         }
     }
-    Ok(dir)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::path::Path;
 
     use super::super::fault_points::Faults;
     use super::*;
     use crate::root::Root;
+
+    fn list(dir: &Path) -> Vec<u64> {
+        let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut numbers: Vec<u64> = names.map(|name| name.to_string_lossy().parse().unwrap()).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Waits for what the thread does.
+    fn until(what: &str, is: impl Fn() -> bool) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !is() {
+            assert!(std::time::Instant::now() < deadline, "{what}");
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
     fn a_spare_is_a_jobs_directory_and_leftovers_are_removed_unless_something_is_in_them() {
@@ -111,30 +174,45 @@ mod tests {
         Root::init(&path).unwrap();
         let root = Arc::new(Root::open(&path).unwrap());
         root.ensure_dirs().unwrap();
-        let ground = Ground::new(root.clone(), Faults::default()).unwrap();
-        let mut spares = Spares::new(root.dir());
-        while spares.are_wanted() {
-            spares.make_one(&ground);
-        }
-        assert_eq!(spares.ready.len(), READY);
-        assert!(spares.take(&ground, "a").is_some() && spares.are_wanted());
+        let ground = Arc::new(Ground::new(root, Faults::default()).unwrap());
+        let spare = path.join(".gamdok/spare");
+        let mut spares = Spares::new(&ground);
+        until("they are made", || spares.ready.is_full());
+        assert!(spares.take(&ground, "a").is_some());
         for part in ["item", "out", "lock"] {
             assert!(path.join("claimed/a").join(part).exists(), "{part}");
         }
+        until("the next is made", || spares.ready.is_full());
         std::fs::create_dir(path.join("claimed/b")).unwrap();
         assert!(spares.take(&ground, "b").is_none(), "nothing is replaced");
 
-        std::fs::write(path.join(".gamdok/spare/1/item/precious"), "x").unwrap();
+        until("the list is full and one waits", || list(&spare).last() == Some(&(READY as u64 + 3)));
+        std::fs::write(spare.join("5/item/precious"), "x").unwrap();
         drop(spares);
-        let mut spares = Spares::new(root.dir());
-        let left: Vec<_> =
-            std::fs::read_dir(path.join(".gamdok/spare")).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["1"]);
-        spares.make_one(&ground);
-        assert!(spares.ready.is_empty() && !spares.are_wanted(), "its name is taken");
+        let mut spares = Spares::new(&ground);
+        // Its number is taken: that ends the making, until someone says to go on.
+        until("it has paused", || spares.paused.load(Ordering::Relaxed));
+        assert_eq!(list(&spare), [1, 2, 3, 4, 5]);
         spares.go_on();
-        spares.make_one(&ground);
-        assert_eq!(spares.ready, ["2"]);
-        assert!(path.join(".gamdok/spare/1/item/precious").exists());
+        until("they are made", || spares.ready.is_full());
+        assert!(spare.join("5/item/precious").exists());
+    }
+
+    #[test]
+    fn none_are_made_while_it_is_paused() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("root");
+        Root::init(&path).unwrap();
+        let root = Arc::new(Root::open(&path).unwrap());
+        root.ensure_dirs().unwrap();
+        let ground = Arc::new(Ground::new(root, Faults::default()).unwrap());
+        let mut spares = Spares::new(&ground);
+        until("they are made", || spares.ready.is_full());
+        spares.pause();
+        let before = (0..).map_while(|n| spares.take(&ground, &n.to_string())).count();
+        // At most the one that waited for its place, and one that was being made.
+        assert!((READY..=READY + 2).contains(&before), "{before}");
+        spares.go_on();
+        until("they are made", || spares.ready.is_full());
     }
 }

@@ -13,6 +13,11 @@ impl Desk {
         let (room, check) = self.space.look();
         check.into_iter().for_each(|check| self.answer(Answer::Health(check)));
         self.recheck_at = (!self.space.is_ok()).then(|| self.clock.now() + RECHECK);
+        if self.space.is_ok() {
+            self.spares.go_on();
+        } else {
+            self.spares.pause();
+        }
         room
     }
 
@@ -35,11 +40,6 @@ impl Desk {
             }
         } else if self.space.wants_ballast() {
             self.space.make_ballast();
-        } else if self.spares.are_wanted() && self.trailing_at.is_none() {
-            match self.space.is_ok() {
-                true => self.spares.make_one(&self.ground),
-                false => self.spares.pause(),
-            }
         } else if self.pruning && self.trailing_at.is_none() {
             self.prune();
         } else if let Some(period) = self.retention.period()
@@ -49,7 +49,9 @@ impl Desk {
             self.pruning = true;
         } else if self.housekeeping_at <= now {
             self.housekeeping_at = now + HOUSEKEEPING;
-            self.spares.go_on();
+            if self.space.is_ok() {
+                self.spares.go_on();
+            }
             self.look_at_strangers();
             self.books.look(shelf_dir);
             self.counting = self.books.has_work();
