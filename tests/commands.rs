@@ -138,6 +138,46 @@ fn all_that_lies_in_the_inbox_is_listed_with_and_without_a_director() {
 }
 
 #[test]
+fn what_run_once_leaves_held_is_said() {
+    let world = World::new(&shell(":", "match = [\"*.txt\"]\n"));
+    for name in ["a.txt", "b.pdf", "c.pdf"] {
+        world.drop_file(name, b"x");
+    }
+    let output = world.code(&["run", "--once", "--json"], 0);
+    let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&said["done"], &said["held"]), (&json!(1), &json!(2)));
+    let log = text(&output.stderr);
+    assert!(log.contains("held items stay in the inbox") && log.contains("no route matches it"), "{log}");
+}
+
+#[test]
+fn what_is_piped_is_not_cut() {
+    let world = World::new(&shell(":", "match = [\"*.txt\"]\n"));
+    let name = format!("{}.pdf", "a-long-name-".repeat(15));
+    world.drop_file(&name, b"x");
+    world.once();
+    for (args, columns) in [(["list"], None), (["status"], None), (["list"], Some("80"))] {
+        let mut command = world.command(&args);
+        columns.into_iter().for_each(|columns| drop(command.env("COLUMNS", columns)));
+        let printed = text(&command.output().expect("run gamdok").stdout);
+        assert_eq!(printed.contains(&name), columns.is_none(), "{printed}");
+    }
+}
+
+#[test]
+fn a_start_with_too_few_open_files_says_that() {
+    let world = World::new(&shell(":", ""));
+    for limit in ["14", "25", "40"] {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -n \"$1\" && exec \"$0\" run --once", env!("CARGO_BIN_EXE_gamdok"), limit]);
+        let output = command.env("GAMDOK_ROOT", &world.root).output().expect("run gamdok");
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.starts_with("error: too few files can be opened") && told.contains("raise the limit"), "{told}");
+    }
+}
+
+#[test]
 fn items_of_one_name_are_told_apart_by_their_folders() {
     let route = |folder: &str| {
         format!(

@@ -285,13 +285,13 @@ fn once_fails_when_a_start_files_a_job_as_failed_or_cannot_take_it_up() {
     for fault in ["recover.job:13:1+", "recover.looked:5:1+"] {
         world.set("GAMDOK_FAULT_ERR", fault);
         let said: Value = serde_json::from_slice(&world.code(&["run", "--once", "--json"], 1).stdout).expect("JSON");
-        assert_eq!(said, json!({ "done": 0, "failed": 0, "cancelled": 0, "left": 1 }), "{fault}");
+        assert_eq!(said, json!({ "done": 0, "failed": 0, "cancelled": 0, "left": 1, "held": 0 }), "{fault}");
         world.unset("GAMDOK_FAULT_ERR");
     }
     let job = world.root.join("claimed").read_dir().expect("claimed/").next().expect("a job").expect("its entry");
     fs::write(job.path().join("job.json"), b"{\"id\":").expect("tear it");
     let said: Value = serde_json::from_slice(&world.code(&["run", "--once", "--json"], 1).stdout).expect("JSON");
-    assert_eq!(said, json!({ "done": 0, "failed": 1, "cancelled": 0, "left": 0 }));
+    assert_eq!(said, json!({ "done": 0, "failed": 1, "cancelled": 0, "left": 0, "held": 0 }));
     assert_eq!(world.outcomes(), ["one failed unrecognised"]);
     world.code(&["run", "--once"], 0);
 }

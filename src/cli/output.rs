@@ -9,9 +9,6 @@ use serde::Serialize;
 use super::trouble::Trouble;
 use crate::units::Bytes;
 
-/// Where there is no terminal to ask, and nobody says otherwise.
-const WIDTH: usize = 80;
-
 /// What gives no room for a table can't be meant.
 const LEAST: usize = 20;
 
@@ -19,11 +16,11 @@ pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// The columns a line may have: the terminal's, else COLUMNS.
+/// The columns a line may have: the terminal's, else COLUMNS. What is piped is for programs and files, and isn't cut.
 pub(super) fn width() -> usize {
     let terminal = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| size.ws_col.into());
     let told = || std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    terminal.or_else(told).filter(|width| *width >= LEAST).unwrap_or(WIDTH)
+    terminal.or_else(told).filter(|width| *width >= LEAST).unwrap_or(usize::MAX)
 }
 
 /// The columns of the terminal that stderr is; none where it is something else.

@@ -55,8 +55,9 @@ impl Run {
         let summary = director::run(options)
             .map_err(|wrong| of_text(wrong.exit_code(), code(wrong.exit_code()), &wrong.to_string()))?;
         if self.once && global.json {
-            let Summary { done, failed, cancelled, left, .. } = summary;
-            output::json(&json!({ "done": done, "failed": failed, "cancelled": cancelled, "left": left }))?;
+            let Summary { done, failed, cancelled, left, held, .. } = summary;
+            let told = json!({ "done": done, "failed": failed, "cancelled": cancelled, "left": left, "held": held });
+            output::json(&told)?;
         } else if self.once && output::is_terminal() {
             output::print(&told(&summary))?;
         }
@@ -80,9 +81,15 @@ fn signals() -> Result<Receiver<()>, Trouble> {
 
 fn told(summary: &Summary) -> String {
     let cancelled = if summary.cancelled > 0 { format!(" · {} cancelled", summary.cancelled) } else { String::new() };
-    let help = if summary.failed > 0 { "\nhelp: `gamdok list --state failed` tells why\n" } else { "\n" };
+    let why = [(summary.failed, "failed"), (summary.held, "held")];
+    let why: Vec<&str> = why.into_iter().filter(|(n, _)| *n > 0).map(|(_, state)| state).collect();
+    let help = match why.is_empty() {
+        true => "\n".to_owned(),
+        false => format!("\nhelp: `gamdok list --state {}` tells why\n", why.join(",")),
+    };
     let left = if summary.left > 0 { format!(" · {} left in claimed/", summary.left) } else { String::new() };
-    format!("{} done · {} failed{cancelled}{left}{help}", summary.done, summary.failed)
+    let held = if summary.held > 0 { format!(" · {} held in the inbox", summary.held) } else { String::new() };
+    format!("{} done · {} failed{cancelled}{left}{held}{help}", summary.done, summary.failed)
 }
 
 fn code(exit: u8) -> &'static str {
@@ -91,5 +98,20 @@ fn code(exit: u8) -> &'static str {
         4 => "root-held",
         5 => "root-unavailable",
         _ => "run",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_of_a_run_is_told_in_a_line_and_a_hint() {
+        let check = |done, failed, held, expected: &str| {
+            assert_eq!(told(&Summary { done, failed, held, ..Summary::default() }), expected);
+        };
+        check(2, 0, 0, "2 done · 0 failed\n");
+        check(2, 0, 3, "2 done · 0 failed · 3 held in the inbox\nhelp: `gamdok list --state held` tells why\n");
+        check(0, 1, 3, "0 done · 1 failed · 3 held in the inbox\nhelp: `gamdok list --state failed,held` tells why\n");
     }
 }

@@ -45,6 +45,8 @@ pub struct Summary {
     pub cancelled: u64,
     /// Jobs of an earlier run that lie in `claimed/` still: they could not be taken up, or their outcome not written.
     pub left: u64,
+    /// Items that lie in the inbox and can't be taken.
+    pub held: u64,
     /// Running items were stopped by a second signal.
     pub interrupted: bool,
 }

@@ -20,6 +20,7 @@ use crate::ledger;
 use crate::root::{Root, RootError};
 use crate::spool;
 use crate::state::State;
+use crate::sys::files;
 use crate::units::{Clock, Moment};
 
 /// What `gamdok run` was asked to do.
@@ -52,6 +53,9 @@ pub enum RunError {
     /// The configuration names something that isn't as it should be.
     #[error("{0}")]
     Config(String),
+    /// The limit on open files leaves too few to work with.
+    #[error("too few files can be opened: a director needs {FILES} at its start\nhelp: {0}")]
+    Files(String),
     #[error("cannot {what}: {source}")]
     Io { what: &'static str, source: std::io::Error },
 }
@@ -62,11 +66,13 @@ impl RunError {
         match self {
             RunError::Root(error) => error.exit_code(),
             RunError::Config(_) => 2,
-            RunError::Io { .. } => 1,
+            RunError::Files(_) | RunError::Io { .. } => 1,
         }
     }
 }
 
+/// An idle director has some 25 open, the intake tries for 8, and a worker takes 7.
+const FILES: usize = 48;
 /// How many worker events may wait: a progress message is at most ten a second and worker, a report is one a slot.
 const REPORTS: usize = 4096;
 /// How long a start waits for the devices before it goes on without them.
@@ -77,6 +83,8 @@ const REQUESTS: usize = 256;
 /// Runs the service until it is told to stop, or with `once` until its work is done.
 pub fn run(options: Options) -> Result<Summary, RunError> {
     let Options { config, warnings, source, once, init, stops } = options;
+    // Told once and plainly, not by whatever is the first to find none.
+    files::are_free(FILES).map_err(RunError::Files)?;
     for warning in &warnings {
         warn!(warning, "configuration");
     }
@@ -219,6 +227,11 @@ impl Director {
         }
         drop(server);
         self.ledger.stop();
+        self.summary.held = self.counts.held_total;
+        if self.once && self.summary.held > 0 {
+            let why = self.counts.held.first().map(|it| crate::item::shown(&it.reason));
+            warn!(held = self.summary.held, why, "held items stay in the inbox: `gamdok list --state held` tells why");
+        }
         info!(done = self.summary.done, failed = self.summary.failed, cancelled = self.summary.cancelled, "ended");
         self.summary
     }
