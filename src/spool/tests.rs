@@ -118,6 +118,9 @@ impl Place {
 
 fn candidate(path: &Path, folder: &str) -> Candidate {
     let stat = fs::symlink_metadata(path).unwrap();
+    if stat.is_file() {
+        await_no_writer(path);
+    }
     let signature = Signature {
         dev: stat.dev(),
         ino: stat.ino(),
@@ -137,6 +140,17 @@ fn candidate(path: &Path, folder: &str) -> Candidate {
         route: Arc::new(Route { name: "r".to_owned(), retries: 2, ..recover::no_route() }),
         lease_tested: stat.is_file(),
         companions: Vec::new(),
+    }
+}
+
+/// A process that another test is just starting holds a copy of each descriptor until it runs its program: what this test
+/// has closed may still be open for writing for a moment.
+fn await_no_writer(path: &Path) {
+    let file = fs::File::open(path).unwrap();
+    let deadline = std::time::Instant::now() + WAIT;
+    while matches!(crate::sys::lease::take(&file), Ok(crate::sys::lease::Taken::Writer)) {
+        assert!(std::time::Instant::now() < deadline, "{} stays open for writing", path.display());
+        std::thread::yield_now();
     }
 }
 
@@ -295,6 +309,7 @@ fn what_is_not_what_was_inspected_stays_in_the_inbox() {
     let writer = fs::File::options().append(true).open(place.root.inbox().join("open")).unwrap();
     assert_eq!(desk.claim(candidate.clone()).unwrap_err(), NotClaimed::Changed);
     drop(writer);
+    await_no_writer(&place.root.inbox().join("open"));
     desk.claim(candidate).unwrap();
     desk.end();
 }

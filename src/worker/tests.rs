@@ -136,6 +136,16 @@ fn is_alive(pid: i32) -> bool {
     ProcStat::read(pid).is_some_and(|stat| !stat.is_dead())
 }
 
+/// Waits for a lock to be free: a process that another test is just starting holds a copy of each descriptor until it runs
+/// its program.
+fn is_let_go(what: &str, free: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !free() {
+        assert!(std::time::Instant::now() < deadline, "{what}: the lock stays held");
+        std::thread::yield_now();
+    }
+}
+
 /// Says something on fd 3; `ready` is how the tests know that a script has come to a place.
 const SAY: &str = r#"say() { printf '{"type":"progress","message":"%s"}\n' "$1" >&3; }; "#;
 
@@ -275,7 +285,7 @@ fn background_children_and_daemons_end_with_it() {
         let (report, _) = job.run();
         assert_eq!(report.end, End::Exited(0), "{name}: {}", job.log());
         assert!(!is_alive(job.number("pid")), "{name} lives");
-        assert!(!is_held(job.root.path()), "{name}: the lock is free");
+        is_let_go(name, || !is_held(job.root.path()));
     };
     check("a background child", "sh -c 'echo $$ >pid; exec sleep 1000' &");
     check("a deaf one", "sh -c 'trap \"\" TERM; echo $$ >pid; while :; do sleep 1000; done' &");
@@ -429,7 +439,8 @@ fn it_inherits_its_locks_and_nothing_else() {
     running.handle.stop(StopWhy::Cancelled);
     running.report();
     for name in ["one", "two"] {
-        flock(File::open(root.path().join(name)).unwrap(), FlockOperation::NonBlockingLockExclusive).unwrap();
+        let file = File::open(root.path().join(name)).unwrap();
+        is_let_go(name, || flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
     }
 }
 
