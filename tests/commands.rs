@@ -502,7 +502,12 @@ fn missing_intake_folders_are_made_at_the_start_and_for_a_changed_configuration(
     assert!(names(&world.inbox()).is_empty(), "what vanished isn't made again by itself");
     world.configure(settings, &[route("audio"), route("images")].concat());
     world.until("both are there", |_| names(&world.inbox()) == ["audio", "images"]);
+    // The interface goes by the new one too.
+    world.ok(&["pause"]);
     world.drop_file("images/a", b"x");
+    world.until("it is ready", |status| status["counts"]["ready"] == 1);
+    assert_eq!(world.json(&["show", "images/a"])["state"], "ready");
+    world.ok(&["resume"]);
     world.wait();
     assert_eq!(world.outcomes(), ["a done -"]);
     assert_eq!(service.stop(), 0);

@@ -175,7 +175,8 @@ fn gpus_tells_the_truth_with_and_without_a_director() {
     assert_eq!(with, without);
     assert_eq!(with[0]["memory_total"], 80 * GIB);
     assert_eq!(farm.world.status()["mode"], "gpu");
-    let shown = farm.world.ok(&["gpus"]);
+    let shown = farm.world.command(&["gpus"]).env("COLUMNS", "80").output().expect("run gamdok").stdout;
+    let shown = text(&shown);
     assert!(shown.contains("jupyter") && shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
     farm.end(service);
 }

@@ -8,7 +8,7 @@ use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -31,7 +31,8 @@ const LARGEST: u64 = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct Directories {
     root: PathBuf,
-    sorting: Arc<inbox::Sorting>,
+    /// Shared with all copies: a changed configuration sorts anew.
+    sorting: Arc<RwLock<Arc<inbox::Sorting>>>,
     unjudged: Unjudged,
 }
 
@@ -40,6 +41,10 @@ pub struct Directories {
 pub struct Unjudged {
     pub state: &'static str,
     pub reason: Option<String>,
+}
+
+fn sorting(config: Option<&Config>) -> inbox::Sorting {
+    inbox::Sorting::new(config.map(|config| (&config.inbox, &config.routes[..])))
 }
 
 /// Something in the inbox, and what is said of it.
@@ -62,13 +67,22 @@ struct Place {
 impl Directories {
     /// With what the configuration says of intake folders and temporary names; none when it can't be read.
     pub fn new(root: &Path, config: Option<&Config>) -> Directories {
-        let sorting = inbox::Sorting::new(config.map(|config| (&config.inbox, &config.routes[..])));
+        let sorting = RwLock::new(Arc::new(sorting(config)));
         let reason = Some("not judged: no director runs".to_owned());
         Directories {
             root: root.to_owned(),
             sorting: Arc::new(sorting),
             unjudged: Unjudged { state: "arriving", reason },
         }
+    }
+
+    /// Goes by another configuration from here on, as all copies do.
+    pub fn reconfigure(&self, config: &Config) {
+        *self.sorting.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(sorting(Some(config)));
+    }
+
+    fn sorting(&self) -> Arc<inbox::Sorting> {
+        self.sorting.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The same, where somebody knows more of what lies there unjudged.
@@ -192,11 +206,12 @@ impl Directories {
 
     /// What lies in the inbox, sorted by the names: nobody looks any closer now.
     fn each_waiting(&self, mut look: impl FnMut(Waiting<'_>) -> Look) -> io::Result<()> {
-        for folder in self.sorting.folders() {
+        let sorting = self.sorting();
+        for folder in sorting.folders() {
             for entry in entries(&self.root.join("inbox").join(folder))? {
                 // What can't be told is gone, or shows when it is looked at.
                 let kind = entry.file_type().map_or(FileType::RegularFile, kind_of);
-                let waiting = self.sorted(folder, ItemName::new(entry.file_name()), kind);
+                let waiting = self.sorted(&sorting, folder, ItemName::new(entry.file_name()), kind);
                 if let Some(waiting) = waiting
                     && look(waiting) == Look::Enough
                 {
@@ -208,12 +223,18 @@ impl Directories {
     }
 
     /// What is known of a name in a folder; nothing when it is no item of its own.
-    fn sorted<'a>(&self, folder: &'a str, name: ItemName, kind: FileType) -> Option<Waiting<'a>> {
-        if folder.is_empty() && self.sorting.is_folder(name.as_os_str()) {
+    fn sorted<'a>(
+        &self,
+        sorting: &inbox::Sorting,
+        folder: &'a str,
+        name: ItemName,
+        kind: FileType,
+    ) -> Option<Waiting<'a>> {
+        if folder.is_empty() && sorting.is_folder(name.as_os_str()) {
             return None;
         }
         let unjudged = |route| (self.unjudged.state, self.unjudged.reason.clone(), route);
-        let (state, reason, route) = match self.sorting.sort(folder, name.as_os_str(), kind) {
+        let (state, reason, route) = match sorting.sort(folder, name.as_os_str(), kind) {
             inbox::Sort::Ignored => ("ignored", None, None),
             inbox::Sort::Held(reason) => ("held", Some(reason.to_owned()), None),
             inbox::Sort::Companion(owner) if self.path(folder, &owner).symlink_metadata().is_ok() => return None,
@@ -267,6 +288,7 @@ impl Directories {
     pub fn find_waiting(&self, text: &str) -> Vec<Listed> {
         let (wanted, text) = split(text).map_or((None, text), |(folder, name)| (Some(folder), name));
         let is_wanted = |folder: &&str| wanted.is_none_or(|it| it == *folder || escape(folder.as_bytes()) == it);
+        let sorting = self.sorting();
         let mut names: Vec<Vec<u8>> = vec![text.as_bytes().to_vec()];
         names.extend(unescape(text).filter(|bytes| bytes != text.as_bytes()));
         let mut rows = Vec::new();
@@ -277,9 +299,9 @@ impl Directories {
                 continue;
             }
             let name = ItemName::new(std::ffi::OsString::from_vec(name));
-            for folder in self.sorting.folders().filter(is_wanted) {
+            for folder in sorting.folders().filter(is_wanted) {
                 let Ok(meta) = self.path(folder, name.as_os_str()).symlink_metadata() else { continue };
-                let waiting = self.sorted(folder, name.clone(), kind_of(meta.file_type()));
+                let waiting = self.sorted(&sorting, folder, name.clone(), kind_of(meta.file_type()));
                 rows.extend(waiting.map(|waiting| self.waiting_row(waiting)));
             }
         }

@@ -168,6 +168,8 @@ struct Director {
     events: Sender<worker::Event>,
     inspections: Sender<requests::Inspected>,
     board: api::Board,
+    /// What the interface goes by for what lies in the inbox.
+    directories: api::directories::Directories,
     stops: Receiver<()>,
     reports: Receiver<worker::Event>,
     inspected: Receiver<requests::Inspected>,
@@ -457,6 +459,7 @@ impl Director {
         }
         self.to_prober(prober::Ask::Reconfigure(Arc::new(self.state.rules.clone())));
         start::make_folders(&self.root, &self.config);
+        self.directories.reconfigure(&self.config);
         // Everything unclaimed is judged by the new routes: the scanner offers it again.
         self.state.take_offers();
         self.to_scanner(inbox::Answer::Reconfigure {

@@ -130,7 +130,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         directories: directories.clone(),
         board: board.clone(),
         requests: ask,
-        ended: Arc::new(api::Indexed::new(directories, ledger.entries.clone())),
+        ended: Arc::new(api::Indexed::new(directories.clone(), ledger.entries.clone())),
         listen: config.api.listen,
         token,
     })
@@ -179,6 +179,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         events,
         inspections,
         board,
+        directories,
         stops,
         reports,
         inspected,
