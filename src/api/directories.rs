@@ -436,6 +436,12 @@ impl Directories {
         dir.is_some_and(|dir| dir.is_dir() && !dir.join("result.json").exists())
     }
 
+    /// Whether anything lies in the place of a claimed job's item.
+    pub fn has_item(&self, row: &Listed) -> bool {
+        let dir = row.job.as_ref().map(|job| self.root.join("claimed").join(job).join("item"));
+        dir.and_then(|dir| dir.read_dir().ok()).is_some_and(|mut entries| entries.next().is_some())
+    }
+
     /// An ended job as it stands now; nothing when it lives again or is gone.
     pub fn now(&self, row: &Listed) -> Option<Listed> {
         if self.is_live(row) {

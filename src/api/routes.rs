@@ -261,7 +261,15 @@ fn lookup(shared: &Shared, text: &str) -> Answer<Listed> {
     // Of the inbox the file system knows best: names beyond the view's window are there too, claimed ones no longer.
     let unjudged = unlisted::unlisted(&view.status.counts, &view.live).unwrap_or_else(unlisted::arrived);
     let directories = shared.directories.saying(unjudged);
-    let waiting = directories.find_waiting(text);
+    // A job whose item still lies in the inbox is just being claimed: both are one. Asked for in this order, an item that
+    // moves meanwhile isn't taken for a second one of its name.
+    let moving: Vec<(String, String)> = live
+        .clone()
+        .filter(|row| row.state == "claimed" && !directories.has_item(row))
+        .map(|row| (row.folder.clone(), row.name.clone()))
+        .collect();
+    let mut waiting = directories.find_waiting(text);
+    waiting.retain(|row| !moving.contains(&(row.folder.clone(), row.name.clone())));
     let there =
         |row: &&Listed| row.id.is_some() || waiting.iter().any(|it| (&it.folder, &it.name) == (&row.folder, &row.name));
     let live: Vec<Listed> = live.filter(there).cloned().collect();

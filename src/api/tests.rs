@@ -179,6 +179,27 @@ fn a_job_is_shown_by_any_of_its_names() {
 }
 
 #[test]
+fn an_item_that_is_just_being_claimed_is_one_and_a_second_of_its_name_another() {
+    let world = world();
+    let dir = JobDir::new(&ItemName::new("e.wav"), id(9));
+    let claimed = Listed {
+        id: Some(id(9).to_string()),
+        job: Some(dir.to_string()),
+        name: "e.wav".to_owned(),
+        state: "claimed".to_owned(),
+        ..Listed::empty()
+    };
+    world.board.publish(view(2, vec![claimed]));
+    let item = world.root.join("claimed").join(dir.as_str()).join("item");
+    std::fs::create_dir_all(&item).expect("a job's directory");
+    let shown: Shown = world.client.get("/v1/jobs/e.wav").expect("one");
+    assert_eq!(shown.listed.id, Some(id(9).to_string()));
+    std::fs::write(item.join("e.wav"), "moved").expect("an item");
+    let two = world.client.get::<Shown>("/v1/jobs/e.wav").expect_err("two");
+    assert!(two.to_string().contains("could be any of these"), "{two}");
+}
+
+#[test]
 fn requests_reach_the_director_with_ids() {
     let world = world();
     let check = |path: &str, body: Value, expected: Value| {
