@@ -11,9 +11,11 @@
 // What a program depends on.
 pub mod pool;
 pub mod rules;
+pub mod service;
 pub mod split;
 
 pub use pool::{Devices, Pool, Slot, Slots, TaskError, Ticket};
+pub use service::Director;
 
 // The binary's own parts, reachable for it, the tests and the comparisons; no promise is made of them.
 #[doc(hidden)]

@@ -89,7 +89,7 @@ impl<'a> Attempt<'a> {
     /// An early end is an error here only to the `?`.
     fn course(&mut self) -> Result<End, End> {
         let launch = self.launch;
-        self.stopped_before()?;
+        stopped_before(self.stop)?;
         let item = launch.dir.join("item").join(&launch.item);
         item_check::check(&item, launch.attempt, launch.signature.as_ref())?;
         let io_end = |what: &str, error: &dyn std::fmt::Display| {
@@ -97,7 +97,7 @@ impl<'a> Attempt<'a> {
         };
         let mut log = Log::open(&launch.dir, launch.attempt, launch.max_log, Instant::now())
             .map_err(|error| io_end("cannot open the attempt's log", &error))?;
-        let lock = self.take_lock()?;
+        let lock = take_lock(&launch.dir, self.stop)?;
 
         let begun = Instant::now();
         let start = Start {
@@ -140,33 +140,6 @@ impl<'a> Attempt<'a> {
         let end = self.judge(exit, said_to_the_end);
         self.look_at_results(&end, &log)?;
         Ok(end)
-    }
-
-    fn stopped_before(&self) -> Result<(), End> {
-        match self.stop.standing() {
-            Some(order) => Err(End::Stopped { why: order.why, exit_code: None, signal: None }),
-            None => Ok(()),
-        }
-    }
-
-    fn take_lock(&self) -> Result<JobLock, End> {
-        let dir = &self.launch.dir;
-        let give_up = Instant::now() + LOCK_LINGERS;
-        loop {
-            let lock = escape(dir.join("lock").as_os_str().as_encoded_bytes());
-            match JobLock::take(dir) {
-                Ok(Taken::Yes(lock)) => return Ok(lock),
-                Ok(Taken::Held) if give_up <= Instant::now() => {
-                    return Err(End::Io(format!("`{lock}` is held: something of an earlier attempt lives")));
-                }
-                Ok(Taken::Held) => {
-                    let pause = Timespec::try_from(Duration::from_millis(10)).ok();
-                    let _woken = poll(&mut [PollFd::new(self.stop, PollFlags::IN)], pause.as_ref());
-                    self.stopped_before()?;
-                }
-                Err(error) => return Err(End::Io(format!("cannot lock `{lock}`: {error}"))),
-            }
-        }
     }
 
     /// Waits until the process has ended, and does what comes up meanwhile. Answers its channel, if it is still open.
@@ -393,7 +366,7 @@ impl Start<'_> {
     /// Starts the process on this thread's cores; answers our end of its channel too.
     pub(super) fn begin(&self, log: &Log, lock: &JobLock) -> Result<(Process, OwnedFd), End> {
         let not_started = |error: String, host: bool| End::NotStarted { error, host };
-        let command = self.argv.first().ok_or_else(|| not_started("the command is empty".to_owned(), false))?;
+        let command = self.argv.first().ok_or_else(|| not_started(no_command(), false))?;
         let program = program::find(command, self.env, self.cwd).map_err(|error| not_started(error, false))?;
         let null = dev_null().map_err(|error| not_started(format!("cannot open /dev/null: {error}"), true))?;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
@@ -408,6 +381,40 @@ impl Start<'_> {
         let process =
             Process::start(&spawn, self.job).map_err(|NotStarted { error, host, .. }| not_started(error, host))?;
         Ok((process, ours))
+    }
+}
+
+/// A job keeps its route, also where another director finds it.
+fn no_command() -> String {
+    "its route has no command: it is a closure of the program that claimed it, or was; start that again, then retry the \
+     item"
+        .to_owned()
+}
+
+pub(super) fn stopped_before(stop: &StopSwitch) -> Result<(), End> {
+    match stop.standing() {
+        Some(order) => Err(End::Stopped { why: order.why, exit_code: None, signal: None }),
+        None => Ok(()),
+    }
+}
+
+/// A job's lock, once what may still hold it for a moment has let go.
+pub(super) fn take_lock(dir: &Path, stop: &StopSwitch) -> Result<JobLock, End> {
+    let give_up = Instant::now() + LOCK_LINGERS;
+    loop {
+        let lock = escape(dir.join("lock").as_os_str().as_encoded_bytes());
+        match JobLock::take(dir) {
+            Ok(Taken::Yes(lock)) => return Ok(lock),
+            Ok(Taken::Held) if give_up <= Instant::now() => {
+                return Err(End::Io(format!("`{lock}` is held: something of an earlier attempt lives")));
+            }
+            Ok(Taken::Held) => {
+                let pause = Timespec::try_from(Duration::from_millis(10)).ok();
+                let _woken = poll(&mut [PollFd::new(stop, PollFlags::IN)], pause.as_ref());
+                stopped_before(stop)?;
+            }
+            Err(error) => return Err(End::Io(format!("cannot lock `{lock}`: {error}"))),
+        }
     }
 }
 
@@ -428,7 +435,7 @@ fn dev_null() -> std::io::Result<&'static File> {
 }
 
 /// Keeps this thread on the cores near its device; the process inherits it.
-fn stay_on(cpus: &[usize]) {
+pub(super) fn stay_on(cpus: &[usize]) {
     let mut set = rustix::thread::CpuSet::new();
     let known = |cpu: &&usize| **cpu < rustix::thread::CpuSet::MAX_CPU;
     cpus.iter().filter(known).for_each(|cpu| set.set(*cpu));

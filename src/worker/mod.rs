@@ -3,6 +3,7 @@
 
 mod attempt;
 mod channel;
+mod closure;
 mod item_check;
 mod launch;
 mod lock;
@@ -30,6 +31,7 @@ use serde_json::value::RawValue;
 use crate::item::{JobId, StopWhy};
 use crate::units::{Bytes, Moment};
 
+pub use closure::{Failure, Job, Outcome, Work, start_closure};
 pub(crate) use launch::NOT_INHERITED;
 pub use launch::{DeviceWords, Expanded, Facts, OF_ONE_ITEM, expand};
 pub use lock::{LockRecord, is_held};
@@ -108,6 +110,8 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq)]
 pub enum End {
     Exited(i32),
+    /// A closure returned, or panicked; what it said tells how it went.
+    Returned,
     Signalled(i32),
     /// It was over its time and was ended; how it then died.
     TimedOut {

@@ -52,7 +52,7 @@ pub(super) struct StopSwitch {
 }
 
 impl StopSwitch {
-    fn new() -> io::Result<StopSwitch> {
+    pub(super) fn new() -> io::Result<StopSwitch> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(StopSwitch { order: Mutex::new(None), wake })
     }
@@ -118,7 +118,36 @@ fn hand_over(order: Order) -> io::Result<()> {
 
 /// Starts the attempt on a thread that has nothing else to do. Whatever happens, one [`Event::Ended`] follows.
 pub fn start(launch: Launch, events: Sender<Event>, clock: Clock) -> Handle {
-    let mut reporter = Reporter::new(launch.job, launch.attempt, events);
+    let (job, attempt) = (launch.job, launch.attempt);
+    let fit = if launch.cpus.is_empty() { Fit::ForMore } else { Fit::Spent };
+    let carry_out = move |stop: Arc<StopSwitch>, events, report: &mut Report| {
+        Attempt::new(&launch, &stop, clock, events, report).carry_out()
+    };
+    start_on(|run| hand_over(Box::new(move || (run(), fit).1)), job, attempt, events, clock, carry_out)
+}
+
+/// The same on a thread of its own, with the name and the stack that a program's own code expects.
+pub(super) fn start_alone(
+    name: &str,
+    (job, attempt): (JobId, u32),
+    events: Sender<Event>,
+    clock: Clock,
+    carry_out: impl FnOnce(Arc<StopSwitch>, Sender<Event>, &mut Report) -> End + Send + 'static,
+) -> Handle {
+    let thread = Builder::new().name(name.to_owned());
+    start_on(|run| thread.spawn(run).map(drop), job, attempt, events, clock, carry_out)
+}
+
+/// `carry_out` is let go, with all it holds, before the report is sent, which may give its devices to another.
+fn start_on(
+    begin: impl FnOnce(Box<dyn FnOnce() + Send>) -> io::Result<()>,
+    job: JobId,
+    attempt: u32,
+    events: Sender<Event>,
+    clock: Clock,
+    carry_out: impl FnOnce(Arc<StopSwitch>, Sender<Event>, &mut Report) -> End + Send + 'static,
+) -> Handle {
+    let mut reporter = Reporter::new(job, attempt, events);
     let stop = match StopSwitch::new() {
         Ok(stop) => Arc::new(stop),
         Err(error) => {
@@ -128,13 +157,11 @@ pub fn start(launch: Launch, events: Sender<Event>, clock: Clock) -> Handle {
     };
     let theirs = stop.clone();
     let run = move || {
-        let fit = if launch.cpus.is_empty() { Fit::ForMore } else { Fit::Spent };
         reporter.begin();
-        reporter.run(launch, &theirs, clock);
-        fit
+        reporter.run(|events, report| carry_out(theirs, events, report));
     };
     // When there is no thread, the closure is dropped with the reporter in it, which then reports that.
-    if let Err(error) = hand_over(Box::new(run)) {
+    if let Err(error) = begin(Box::new(run)) {
         tracing::error!(%error, "cannot start a worker's thread");
     }
     Handle { stop: Some(stop), clock }
@@ -173,11 +200,8 @@ impl Reporter {
         self.begun = Instant::now();
     }
 
-    /// Runs the attempt; `launch` is let go before the report is sent, which may give its devices to another.
-    fn run(&mut self, launch: Launch, stop: &StopSwitch, clock: Clock) {
-        let events = self.events.clone();
-        let report = &mut self.report;
-        report.end = Attempt::new(&launch, stop, clock, events, report).carry_out();
+    fn run(&mut self, carry_out: impl FnOnce(Sender<Event>, &mut Report) -> End) {
+        self.report.end = carry_out(self.events.clone(), &mut self.report);
     }
 }
 
