@@ -106,6 +106,7 @@ fn errors_and_panics_are_tried_again_and_stop_nothing() {
     });
     let work = work.cpu().retries(1).backoff(Duration::ZERO).outputs(["made"]);
     let director = world.builder().route(work).start().expect("it starts");
+    let events = director.subscribe();
     let check = |name: &str, expected: (How, Option<&str>, usize), message: &str| {
         let ended = director.submit_bytes(name, b"").expect("submitted").wait().expect("an outcome");
         assert_eq!((ended.outcome, ended.reason, ended.attempts), expected, "{name}: {:?}", ended.message);
@@ -120,6 +121,7 @@ fn errors_and_panics_are_tried_again_and_stop_nothing() {
     check("misses", (How::Failed, Some("missing-output"), 2), "no output matches made");
     check("well", (How::Done, None, 1), "");
     assert_eq!(director.join().expect("it ends").failed, 5);
+    assert_eq!(events.filter(|event| word(event) == Some("retrying")).count(), 5);
 }
 
 #[test]
@@ -128,6 +130,7 @@ fn a_pause_holds_what_waits_and_a_join_lets_what_runs_end() {
     let (began, begun) = unbounded();
     let (go, wait) = bounded::<()>(0);
     let slow = Route::closure("slow", move |job| {
+        job.progress(0.5, "half way");
         began.send(job.name().to_owned()).map_err(|error| Failure::new(error.to_string()))?;
         let _ = wait.recv_timeout(LIMIT);
         Ok(())
@@ -150,7 +153,7 @@ fn a_pause_holds_what_waits_and_a_join_lets_what_runs_end() {
     // What came too late lies there still, and hears that nobody looks at it any more.
     assert!(matches!(left.map(|left| left.wait()), Ok(Err(Error::Over)) | Err(Error::Over)));
     let told: Vec<&str> = events.filter_map(|event| word(&event)).collect();
-    assert_eq!(told, ["paused", "resumed", "claimed", "started", "draining", "ended"]);
+    assert_eq!(told, ["paused", "resumed", "claimed", "started", "progress", "draining", "ended"]);
 }
 
 fn word(event: &Event) -> Option<&'static str> {
@@ -158,6 +161,8 @@ fn word(event: &Event) -> Option<&'static str> {
         Event::Claimed { .. } => "claimed",
         Event::Started { .. } => "started",
         Event::Ended(_) => "ended",
+        Event::Progress { fraction: Some(0.5), message: Some(_), .. } => "progress",
+        Event::Retrying { .. } => "retrying",
         Event::Paused => "paused",
         Event::Resumed => "resumed",
         Event::Draining => "draining",
@@ -270,6 +275,11 @@ fn what_cannot_be_submitted_is_told() {
     director.pause().expect("paused");
     let _first = director.submit_bytes("a.txt", b"").expect("submitted");
     check("a.txt", "another one of this name waits");
+    fs::write(world.root().join("inbox/b.txt"), "").expect("written");
+    check("b.txt", "one of this name lies in the inbox already");
+    let hidden = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with('.');
+    let left = fs::read_dir(world.root().join("inbox")).expect("read").flatten().filter(hidden);
+    assert_eq!(left.count(), 0, "what can't be put in place is removed");
 }
 
 #[test]

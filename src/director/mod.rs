@@ -381,8 +381,10 @@ impl Director {
     fn on_snapshot(&mut self, snapshot: Snapshot) {
         self.heard_at = self.state.now;
         // What a closure leaves on a device, such as a context, is this process' own.
-        let own = if self.guest.closures.is_empty() { None } else { Some(std::process::id()) };
-        let snapshot = own.into_iter().fold(snapshot, crate::lender::without_own);
+        let snapshot = match self.guest.closures.is_empty() {
+            true => snapshot,
+            false => crate::lender::without_own(snapshot, std::process::id()),
+        };
         self.prober_hangs = false;
         let trouble = snapshot.trouble.clone();
         if trouble != self.snapshot.trouble {

@@ -190,11 +190,33 @@ impl Director {
     }
 
     /// Moves a file or a directory into the inbox. It has to lie on the inbox's file system.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let root = folder.path().join("root");
+    /// # let route = gamdok::service::Route::closure("x", |_| Ok(())).cpu();
+    /// # let director = gamdok::Director::builder().root(&root).init().route(route).start()?;
+    /// let file = folder.path().join("large.bin");
+    /// std::fs::write(&file, "imagine a terabyte")?;
+    /// assert!(director.submit_moved(&file)?.wait()?.is_done());
+    /// assert!(!file.exists());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn submit_moved(&self, path: impl AsRef<Path>) -> Result<Submission, Error> {
         self.put_in(Payload::Move(path.as_ref()))
     }
 
     /// Puts these bytes into the inbox as a file of this name.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let root = folder.path().join("root");
+    /// # let route = gamdok::service::Route::closure("x", |_| Ok(())).cpu();
+    /// # let director = gamdok::Director::builder().root(&root).init().route(route).start()?;
+    /// let ended = director.submit_bytes("greeting.txt", b"hello")?.wait()?;
+    /// assert_eq!(std::fs::read(ended.dir.join("item/greeting.txt"))?, b"hello");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn submit_bytes(&self, name: &str, content: &[u8]) -> Result<Submission, Error> {
         self.put_in(Payload::Bytes(name.as_ref(), content))
     }
@@ -227,6 +249,19 @@ impl Director {
     }
 
     /// Starts nothing new until [`resume`](Director::resume); what runs goes on.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let root = folder.path().join("root");
+    /// # let route = gamdok::service::Route::closure("x", |_| Ok(())).cpu();
+    /// # let director = gamdok::Director::builder().root(&root).init().route(route).start()?;
+    /// director.pause()?;
+    /// let submission = director.submit_bytes("a", b"")?;
+    /// let waits = submission.wait_timeout(std::time::Duration::from_millis(10)).unwrap_err();
+    /// director.resume()?;
+    /// assert!(waits.wait()?.is_done());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn pause(&self) -> Result<(), Error> {
         self.ask(Command::Pause).map(drop)
     }
@@ -268,6 +303,19 @@ impl Director {
 
     /// Waits until nothing is left to do: what was submitted has ended, and so has what others put into the inbox, as far
     /// as the director has seen it. What is held, such as what no route takes, isn't waited for.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let root = folder.path().join("root");
+    /// # let route = gamdok::service::Route::closure("x", |_| Ok(())).cpu();
+    /// # let director = gamdok::Director::builder().root(&root).init().route(route).start()?;
+    /// for n in 0..10 {
+    ///     director.submit_bytes(&n.to_string(), b"")?;
+    /// }
+    /// director.wait()?;
+    /// assert_eq!(director.join()?.done, 10);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wait(&self) -> Result<(), Error> {
         if self.news.wait_for_rest(None) { Ok(()) } else { Err(Error::Over) }
     }
