@@ -171,7 +171,8 @@ fn verdict(case: &Case, device_lost: bool) -> Fault {
         _ => None,
     };
     let missing = &report.missing_outputs;
-    if report.end == End::Exited(0) && failed.is_none() && missing.is_empty() {
+    let went_well = matches!(report.end, End::Exited(0) | End::Returned);
+    if went_well && failed.is_none() && missing.is_empty() {
         return Fault::None;
     }
     if device_lost {
@@ -215,7 +216,7 @@ fn verdict(case: &Case, device_lost: bool) -> Fault {
         End::Panicked => host(Reason::Io, "the thread of its worker failed".to_owned()),
         _ if report.out_of_memory => out_of_memory(),
         End::Signalled(signal) => item(Reason::Signal, told(format!("killed by {}", signal_name(*signal)))),
-        End::Exited(0) => match failed {
+        End::Exited(0) | End::Returned => match failed {
             Some((error, _)) if speaks_of_device(&error) => item(Reason::Reported, error),
             Some((error, _)) => not_the_device(Reason::Reported, error),
             None => {

@@ -443,7 +443,7 @@ fn record(id: JobId, avoid: Vec<DeviceId>, route: Arc<Route>) -> JobRecord {
 }
 
 /// The view without this process: a context that it keeps on a device between two of its tasks is nobody else's use.
-fn without_own(mut snapshot: Snapshot, pid: u32) -> Snapshot {
+pub(crate) fn without_own(mut snapshot: Snapshot, pid: u32) -> Snapshot {
     if snapshot.mode != HostMode::Gpu {
         return snapshot;
     }

@@ -1,19 +1,52 @@
 //! gamdok (감독, "director"): a GPU-aware director/worker scheduler. A file dropped into a folder becomes exactly one
-//! outcome, worked on by a short-lived worker on an idle device.
+//! outcome, worked on by a short-lived worker on an idle device. Most people run it as the program `gamdok`, which the
+//! README tells of; this is the same as a library, for Linux.
 //!
-//! [`director`] is the loop and the only owner of [`state`]: events come in through one door, [`plan`] decides without a
-//! clock, file or driver, and effects go out to the threads that carry them out: [`inbox`] finds items, [`spool`] claims
-//! and files them, [`worker`] runs one attempt each, [`devices`] asks the driver, [`ledger`] keeps an index, [`api`]
-//! answers the [`cli`]. The README's ARCHITECTURE section tells the rest.
+//! - [`Pool`] runs a program's own tasks of any type on CPU slots or idle GPUs, without a folder.
+//! - [`Director`] is the whole service within a program: routes run closures beside commands, and nothing that was
+//!   dropped or submitted is lost in a crash.
+//! - [`split`] works on a large line file in batches and puts the parts together in order.
+//! - [`rules`] tell which devices count and when one is idle, for both of the first.
+//!
+//! ```
+//! use gamdok::{Devices, Pool};
+//!
+//! // An idle GPU for each task; CPU slots where the host has no GPU.
+//! let pool = Pool::builder().devices(Devices::cpu()).name("embed").build()?;
+//! let lengths: Result<Vec<usize>, _> = pool.map(["so", "many", "words"], |word| word.len()).collect();
+//! assert_eq!(lengths?, [2, 4, 5]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! ```no_run
+//! use gamdok::Director;
+//! use gamdok::service::Route;
+//!
+//! let embed = Route::closure("embed", |job| {
+//!     let text = std::fs::read_to_string(job.item())?;
+//!     std::fs::write(job.out().join("length"), text.len().to_string())?;
+//!     Ok(())
+//! });
+//! let director = Director::builder().root("/srv/spool").init().route(embed.matching(["*.txt"])).start()?;
+//! let ended = director.submit("notes.txt")?.wait()?;
+//! println!("{:?}: {}", ended.outcome, ended.dir.display());
+//! # Ok::<(), gamdok::service::Error>(())
+//! ```
+//!
+//! The repository's `examples/` hold a short program for each idea that gamdok came from; its README's ARCHITECTURE
+//! section tells how it works inside. Until 1.0 a minor version may change what is here, and says so in the changelog;
+//! what this page doesn't show is no part of it.
 
 #![deny(missing_docs)]
 
 // What a program depends on.
 pub mod pool;
 pub mod rules;
+pub mod service;
 pub mod split;
 
 pub use pool::{Devices, Pool, Residents, Slot, Slots, TaskError, Ticket};
+pub use service::Director;
 
 // The binary's own parts, reachable for it, the tests and the comparisons; no promise is made of them.
 #[doc(hidden)]

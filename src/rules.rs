@@ -1,5 +1,5 @@
 //! Which devices count, how many tasks share one, when one is idle, and which of them is next: what `[devices]` says in a
-//! configuration, for [`Devices::rules`](crate::Devices::rules).
+//! configuration, for [`Devices::rules`](crate::Devices::rules) and [`Builder::devices`](crate::service::Builder::devices).
 //!
 //! ```
 //! use gamdok::rules::{Backend, Bytes, Policy, Rules, Sim};

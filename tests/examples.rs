@@ -24,6 +24,12 @@ fn check(name: &str, lines: &[&str]) {
 }
 
 #[test]
+fn a_director_deals_out_to_its_workers() {
+    let ok = "ok: the same 30 tasks both ways, each done once";
+    check("director_worker", &["30 tasks pass the check, 3 don't", ok]);
+}
+
+#[test]
 fn the_director_goes_on_while_workers_end() {
     let ok = "ok: reaped in the order in which they ended, [2, 0, 1]";
     check("nonblocking_reap", &["worker 2 ended by itself and said `done`", "2 still run", "0 still run", ok]);
@@ -43,7 +49,7 @@ fn five_workers_count_exactly() {
 
 #[test]
 fn a_resident_keeps_its_state() {
-    check("running_minimum", &["sent 22: the least so far is 4", "ok: one worker, 4 messages, [10, 4, 4, -1]"]);
+    check("running_minimum", &["sent 22: the least so far is 4", "ok: one worker, 4 items, [10, 4, 4, -1]"]);
 }
 
 #[test]

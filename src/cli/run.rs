@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::trouble::{Trouble, exit, of_root, of_text};
 use super::{Global, bad_config, init, output};
-use crate::director::{self, Options, Summary};
+use crate::director::{self, Guest, Options, Summary};
 use crate::root::Root;
 use crate::sys::files;
 use crate::worker;
@@ -51,7 +51,15 @@ impl Run {
         if let Err(error) = files::raise_limit() {
             tracing::warn!(%error, "the limit on open files can't be raised");
         }
-        let options = Options { config, warnings, source, once: self.once, init: self.init, stops: signals()? };
+        let options = Options {
+            config,
+            warnings,
+            source: Some(source),
+            once: self.once,
+            init: self.init,
+            stops: signals()?,
+            guest: Guest::default(),
+        };
         let summary = director::run(options)
             .map_err(|wrong| of_text(wrong.exit_code(), code(wrong.exit_code()), &wrong.to_string()))?;
         if self.once && global.json {

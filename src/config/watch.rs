@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use notify::event::EventKindMask;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 
@@ -22,6 +22,13 @@ pub struct Watcher {
     pub changes: Receiver<Result<(Config, Vec<Warning>), ConfigError>>,
     /// Nothing is ever sent: its end is the message.
     _stop: Sender<()>,
+}
+
+impl Watcher {
+    /// Of a configuration that lies in no file: no news ever come.
+    pub(crate) fn of_none() -> Watcher {
+        Watcher { changes: never(), _stop: bounded(0).0 }
+    }
 }
 
 /// Begins to follow `source`, from which `current` was read. What changed in between is told first.

@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::{Director, Running};
+use super::{Director, NewsEvent, Running};
 use crate::config::{Mode, Route};
-use crate::devices::{DeviceId, DeviceKind, ProcessKind, Reading, pin, prober};
+use crate::devices::{DeviceId, DeviceKind, ProcessKind, Reading, Snapshot, pin, prober};
 use crate::fault::{self, Next};
 use crate::item::{Attempt, JobId, JobRecord, Outcome, Stage, Step, StopWhy};
 use crate::ledger;
+use crate::pool::Device;
 use crate::spool;
 use crate::state::{Progress, ResidentId, State, looked_at};
 use crate::units::{Bytes, Moment};
-use crate::worker::{self, End, Report};
+use crate::worker::{self, End, Report, Said};
 
 /// How long a failed attempt waits for a look at its devices. A driver that takes longer is about to hang.
 const EXAMINATION: Duration = Duration::from_secs(2);
@@ -112,7 +113,14 @@ impl Director {
         let record = job.record.clone();
         let launch = self.prepare_launch(&record, n, &on);
         self.step(id, Step::Launch);
-        let handle = Holder::Own(worker::start(launch, self.events.clone(), self.clock));
+        let work = self.guest.closures.get(&record.route.name).filter(|_| record.route.command.is_empty()).cloned();
+        let handle = Holder::Own(match work {
+            Some(work) => {
+                let device = Device::new(self.pin(&record.route, &on), on);
+                worker::start_closure(launch, work, device, self.events.clone(), self.clock)
+            }
+            None => worker::start(launch, self.events.clone(), self.clock),
+        });
         self.running.insert(id, Running::new(handle, self.state.now));
     }
 
@@ -174,13 +182,15 @@ impl Director {
         route: &Route,
         on: &[DeviceId],
     ) -> (worker::DeviceWords, Vec<(String, String)>, Vec<usize>) {
-        let readings: Vec<&Reading> =
-            on.iter().filter_map(|id| self.snapshot.devices.iter().find(|reading| reading.id == *id)).collect();
-        let pin::Pin { device, device_id: id, indexes: gpu, gpus, env } =
-            pin::pin(&readings, route.visible.unwrap_or(self.config.devices.visible));
+        let pin::Pin { device, device_id: id, indexes: gpu, gpus, env } = self.pin(route, on);
+        let readings = readings(&self.snapshot, on);
         let pinning = env.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let cpus = if self.config.devices.affinity { self.cores.near(&readings) } else { Vec::new() };
         (worker::DeviceWords { device, id, gpu, gpus }, pinning, cpus)
+    }
+
+    fn pin(&self, route: &Route, on: &[DeviceId]) -> pin::Pin {
+        pin::pin(&readings(&self.snapshot, on), route.visible.unwrap_or(self.config.devices.visible))
     }
 
     /// Has the GPUs among these looked at: our own worker has just left them.
@@ -224,9 +234,14 @@ impl Director {
                 let Some(record) = record else { return };
                 let devices = record.attempts.last().map_or_else(String::new, |last| words(&last.devices));
                 info!(job = %record.dir(), attempt, pid, devices, "started");
+                let on = record.attempts.last().map_or(&[][..], |last| &last.devices);
+                let ids = || on.iter().map(|device| device.0.clone()).collect();
+                self.guest.news.tell(|| NewsEvent::Started { id: job.to_string(), attempt, devices: ids() });
                 self.to_ledger(ledger::Entry::Changed { record, state: "running" });
             }
             worker::Event::Progress { job, fraction, message, .. } => {
+                let told = || NewsEvent::Progress { id: job.to_string(), fraction, message: message.clone() };
+                self.guest.news.tell(told);
                 self.state.set_progress(job, Progress { fraction, message });
             }
             worker::Event::Count { job, name, by, .. } => self.on_count(job, &name, by),
@@ -245,6 +260,7 @@ impl Director {
         let failed = match &report.end {
             End::Exited(code) => *code != 0,
             End::Signalled(_) | End::BatchFailed(_) => true,
+            End::Returned => matches!(report.said, Some(Said::Failed { .. })),
             _ => false,
         };
         let running = matches!(job.stage, Stage::Running { .. });
@@ -346,6 +362,8 @@ impl Director {
             Next::Retry { after, .. } => {
                 let at = self.state.now + after;
                 self.step(id, Step::Retry { at });
+                let attempt = report.attempt;
+                self.guest.news.tell(|| NewsEvent::Retrying { id: id.to_string(), attempt, reason });
                 self.to_ledger(ledger::Entry::Changed { record: record.clone(), state: "retrying" });
                 // Written down now, so that a counted attempt stays counted if the director dies before the next.
                 self.to_spool(spool::Task::Save { record });
@@ -489,6 +507,11 @@ impl Director {
 fn job_devices(state: &State, id: JobId) -> usize {
     let attempt = state.job(id).and_then(|job| job.record.attempts.last());
     attempt.map_or(0, |attempt| attempt.devices.len())
+}
+
+/// What is known of these devices, in this order.
+fn readings<'a>(snapshot: &'a Snapshot, on: &[DeviceId]) -> Vec<&'a Reading> {
+    on.iter().filter_map(|id| snapshot.devices.iter().find(|reading| reading.id == *id)).collect()
 }
 
 pub(super) fn words(devices: &[DeviceId]) -> String {

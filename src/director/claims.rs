@@ -125,6 +125,7 @@ impl Director {
                 warn!(job = %record.dir(), reason, why, attempts = result.attempts.len(), "{}", result.outcome.as_str())
             }
         }
+        self.guest.news.ended(&result, &dir);
         self.to_ledger(ledger::Entry::Ended { record, result: Arc::new(result), dir })
     }
 
@@ -146,7 +147,9 @@ impl Director {
 
     fn on_claimed(&mut self, claimed: ClaimedJob) {
         let id = claimed.record.id;
-        self.taken.push(CandidateKey { folder: claimed.record.folder.clone(), name: claimed.record.item_name() });
+        let key = CandidateKey { folder: claimed.record.folder.clone(), name: claimed.record.item_name() };
+        self.guest.news.claimed(&key, &claimed.record);
+        self.taken.push(key);
         info!(job = %claimed.dir, route = claimed.record.route.name, item = claimed.record.name, "claimed");
         let record = claimed.record;
         self.state.rewrite(id, |known| *known = (*record).clone());
@@ -168,6 +171,7 @@ impl Director {
         match why {
             NotClaimed::Gone => {
                 debug!(item, "withdrawn before the claim");
+                self.guest.news.withdrawn(&key);
                 self.taken.push(key);
             }
             NotClaimed::Changed => {

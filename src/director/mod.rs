@@ -6,6 +6,7 @@ mod attempts;
 mod claims;
 mod counting;
 mod energy;
+mod news;
 mod publish;
 mod requests;
 mod residents;
@@ -36,7 +37,10 @@ use crate::state::{Phase, ResidentId, Stages, State};
 use crate::units::{Clock, Moment};
 use crate::{api, worker};
 
-pub use start::{Options, RunError, run};
+pub(crate) use news::News;
+pub use news::{Ended, Event as NewsEvent, Events};
+pub(crate) use start::REQUESTS;
+pub use start::{Guest, Options, RunError, run};
 
 /// How a run of the director ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,6 +167,8 @@ struct Director {
     /// Who waits until a cordon is written down, in the order in which they asked.
     cordoning: VecDeque<requests::PendingCordon>,
     releasing: Vec<requests::Reply>,
+    /// What the program that this director runs in gave it, and hears of it.
+    guest: start::Guest,
 
     // In the order in which they are to drop: what others wait on first.
     events: Sender<worker::Event>,
@@ -377,12 +383,25 @@ impl Director {
     fn drain(&mut self) {
         if matches!(self.state.phase, Phase::Running | Phase::Paused) {
             self.state.phase = Phase::Draining;
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+            self.guest.news.tell(|| NewsEvent::Draining);
+            self.tell_manager(sd_notify::NotifyState::Stopping);
+        }
+    }
+
+    /// Tells the service manager, whose service this is, unless a program of others has it.
+    fn tell_manager(&self, state: sd_notify::NotifyState) {
+        if !self.guest.is_one() {
+            let _ = sd_notify::notify(&[state]);
         }
     }
 
     fn on_snapshot(&mut self, snapshot: Snapshot) {
         self.heard_at = self.state.now;
+        // What a closure leaves on a device, such as a context, is this process' own.
+        let snapshot = match self.guest.closures.is_empty() {
+            true => snapshot,
+            false => crate::lender::without_own(snapshot, std::process::id()),
+        };
         self.prober_hangs = false;
         let trouble = snapshot.trouble.clone();
         if trouble != self.snapshot.trouble {
@@ -513,7 +532,7 @@ impl Director {
         self.judge_failed();
         self.locks.stop_waiting(now);
         if let Some(period) = self.watchdog.filter(|_| self.watchdog_at <= now) {
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            self.tell_manager(sd_notify::NotifyState::Watchdog);
             self.watchdog_at = now + period;
         }
     }

@@ -35,7 +35,13 @@ impl Director {
         self.published_at = self.state.now;
         self.number += 1;
         let counters = self.counters();
-        self.board.publish(View { number: self.number, status: self.status(counters), live: self.live() });
+        let status = self.status(counters);
+        let Counts { arriving, ready, claimed, running, retrying, .. } = status.counts;
+        let open = arriving + ready + claimed + running + retrying;
+        if self.counts.scanned {
+            self.guest.news.at_rest(open == 0);
+        }
+        self.board.publish(View { number: self.number, status, live: self.live() });
     }
 
     fn status(&self, counters: Counters) -> Status {

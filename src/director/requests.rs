@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::Director;
+use super::{Director, NewsEvent};
 use crate::api::{Command, InboxRef, Refusal, Request};
 use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, Reading, prober};
 use crate::inbox::{self, Candidate, CandidateKey};
@@ -62,12 +62,14 @@ impl Director {
     fn pause(&mut self) -> Result<Value, Refusal> {
         self.expect_accepting("pause")?;
         self.state.phase = Phase::Paused;
+        self.guest.news.tell(|| NewsEvent::Paused);
         Ok(json!({ "state": "paused" }))
     }
 
     fn resume(&mut self) -> Result<Value, Refusal> {
         self.expect_accepting("resume")?;
         self.state.phase = Phase::Running;
+        self.guest.news.tell(|| NewsEvent::Resumed);
         self.to_prober(prober::Ask::Resume);
         Ok(json!({ "state": "running" }))
     }

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crossbeam_channel::{bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use tracing::{info, warn};
 
-use super::{Director, Summary};
+use super::{Director, News, Summary};
 use crate::api;
 use crate::api::view::{Counts, DirectorState, Status, View};
 use crate::config::{self, Config};
@@ -22,20 +22,47 @@ use crate::spool;
 use crate::state::State;
 use crate::sys::files;
 use crate::units::{Clock, Moment};
+use crate::worker;
 
 /// What `gamdok run` was asked to do.
 #[derive(Debug)]
 pub struct Options {
     pub config: Config,
     pub warnings: Vec<config::Warning>,
-    /// Where it was read from, to follow its changes.
-    pub source: config::Source,
+    /// Where it was read from, to follow its changes; none when a program made it.
+    pub source: Option<config::Source>,
     /// End when all that lay in the inbox at the start has ended.
     pub once: bool,
     /// Make the root if it isn't one.
     pub init: bool,
     /// Where signals arrive: one message each.
-    pub stops: crossbeam_channel::Receiver<()>,
+    pub stops: Receiver<()>,
+    pub guest: Guest,
+}
+
+/// What a program that has a director in itself gives it; nothing when it is the service.
+#[derive(Default)]
+pub struct Guest {
+    /// What routes without a command run, by their names.
+    pub(crate) closures: HashMap<String, worker::Work>,
+    pub(crate) news: News,
+    /// Where the program asks.
+    pub(crate) asks: Option<(Sender<api::Request>, Receiver<api::Request>)>,
+    /// Told once it is ready.
+    pub(crate) ready: Option<Sender<()>>,
+}
+
+impl Guest {
+    pub(super) fn is_one(&self) -> bool {
+        self.asks.is_some()
+    }
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let closures: Vec<&String> = self.closures.keys().collect();
+        f.debug_struct("Guest").field("closures", &closures).finish_non_exhaustive()
+    }
 }
 
 /// Makes the intake folders of the routes; what can't be made is told by the scanner as long as it is missing.
@@ -78,11 +105,11 @@ const REPORTS: usize = 4096;
 /// How long a start waits for the devices before it goes on without them.
 const FIRST_SNAPSHOT: std::time::Duration = std::time::Duration::from_secs(2);
 /// How many requests may wait for the director.
-const REQUESTS: usize = 256;
+pub(crate) const REQUESTS: usize = 256;
 
 /// Runs the service until it is told to stop, or with `once` until its work is done.
 pub fn run(options: Options) -> Result<Summary, RunError> {
-    let Options { config, warnings, source, once, init, stops } = options;
+    let Options { config, warnings, source, once, init, stops, guest } = options;
     // Told once and plainly, not by whatever is the first to find none.
     files::are_free(FILES).map_err(RunError::Files)?;
     for warning in &warnings {
@@ -121,9 +148,12 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         clock,
     })
     .map_err(io("start the scanner of the inbox"))?;
-    let configured = config::watch::start(source, &config).map_err(io("watch the configuration"))?;
+    let configured = match source {
+        Some(source) => config::watch::start(source, &config).map_err(io("watch the configuration"))?,
+        None => config::watch::Watcher::of_none(),
+    };
     let board = api::Board::new(first_view(&root, first.mode));
-    let (ask, requests) = bounded(REQUESTS);
+    let (ask, requests) = guest.asks.clone().unwrap_or_else(|| bounded(REQUESTS));
     let token = config.api.token_file.as_deref().map(token).transpose()?;
     let directories = api::directories::Directories::new(root.path(), Some(&config));
     let server = api::serve(api::ServerSetup {
@@ -137,7 +167,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     .map_err(io("open the interface (the socket in the root, and `listen` in [api] where that is set)"))?;
     let (events, reports) = bounded(REPORTS);
     let (inspections, inspected) = unbounded();
-    let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
+    let watchdog = sd_notify::watchdog_enabled().filter(|_| !guest.is_one()).map(|period| period / 2);
 
     let mut director = Director {
         clock,
@@ -176,6 +206,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         unjudged: Vec::new(),
         cordoning: VecDeque::new(),
         releasing: Vec::new(),
+        guest,
         events,
         inspections,
         board,
@@ -212,7 +243,10 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     director.summary.left = recovered.left;
     director.keep_history();
     director.publish();
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    director.tell_manager(sd_notify::NotifyState::Ready);
+    if let Some(ready) = director.guest.ready.take() {
+        let _ = ready.send(());
+    }
 
     director.run();
     Ok(director.end(server))

@@ -49,6 +49,7 @@ fn told(words: &str) -> (Report, bool) {
         let number = || word.trim_start_matches(char::is_alphabetic).parse::<i32>().expect(word);
         match word.trim_end_matches(|c: char| c.is_ascii_digit()) {
             "exit" => told.end = End::Exited(number()),
+            "returned" => told.end = End::Returned,
             "signal" => told.end = End::Signalled(number()),
             "timeout" => told.end = End::TimedOut { exit_code: None, signal: Some(9) },
             "cancelled" => told.end = stopped(StopWhy::Cancelled),
@@ -162,6 +163,12 @@ fn success_is_exit_0_with_all_outputs_and_nothing_said_against_it() {
     check("", "exit0 lost", "none counted; done");
     check("", "exit0 oom", "none counted; done");
     check("", "exit0 missing", "missing-output counted; retry in 5s");
+    check("", "returned done", "none counted; done");
+    check("", "returned missing", "missing-output counted; retry in 5s");
+    check("", "returned failed", "reported counted; retry in 5s");
+    check("", "returned final", "reported counted; failed reported: not audio");
+    check("", "returned failed oom", "out-of-memory uncounted, against device; retry in 5s elsewhere");
+    check("", "returned failed lost", "device-lost uncounted, against device; retry in 0s elsewhere");
     check("", "exit0 failed", "reported counted; retry in 5s");
     check("", "exit3 done", "exit counted, against device; retry in 5s");
     let Next::Finish(ending) = assessed("", "exit0 done", 2).next else { panic!("it is done") };

@@ -140,6 +140,25 @@ pub(super) fn plain_route(name: &str) -> Route {
     Route { kind: RouteKind::Any, gpus: 0, ..Route::new(name, vec!["true".to_owned()], "/") }
 }
 
+/// The first of all routes that takes an item of this name, in whatever folder: the one that it goes to when it is
+/// dropped into that route's own.
+pub(crate) fn first_of_all(routes: &[Arc<Route>], name: &OsStr, kind: ItemKind) -> Option<Arc<Route>> {
+    let mut seen = BTreeSet::new();
+    let folders = routes.iter().map(|route| route.folder.as_str()).filter(|folder| seen.insert(*folder));
+    let routers = folders.map(|folder| Router::new(folder, routes));
+    let taking = routers.filter_map(|router| Some(router.route(router.find(name, kind)?).clone()));
+    taking.min_by_key(|route| routes.iter().position(|it| Arc::ptr_eq(it, route)))
+}
+
+/// Whether a name is one of those that are no items, whatever the routes.
+pub(crate) fn is_never_an_item(name: &OsStr, kind: ItemKind) -> bool {
+    let kind = match kind {
+        ItemKind::File => rustix::fs::FileType::RegularFile,
+        ItemKind::Directory => rustix::fs::FileType::Directory,
+    };
+    names::Ignore::new(&[]).matches(name, kind)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,6 +32,7 @@ use crate::config::{Inbox as InboxRules, Route};
 use crate::item::{ItemKind, ItemName, Signature};
 use crate::units::{Clock, Moment};
 
+pub(crate) use matching::{first_of_all, is_never_an_item};
 pub use named::find;
 pub use scanner::start;
 pub use sorting::{Sort, Sorting};

@@ -56,7 +56,8 @@ pub use ticket::{AsCompleted, TaskError, Ticket, as_completed};
 use crate::lender::{self, Ground, Lender, Terms};
 use map::Flow;
 use ticket::pair;
-use worker::{Hurry, Task, Worker, caught};
+pub(crate) use worker::caught;
+use worker::{Hurry, Task, Worker};
 
 /// Why there is no pool.
 ///

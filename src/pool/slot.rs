@@ -146,7 +146,11 @@ impl Device {
     }
 
     pub(super) fn of(loan: &Loan) -> Device {
-        Device { pin: loan.pin.clone(), on: loan.on.clone() }
+        Device::new(loan.pin.clone(), loan.on.clone())
+    }
+
+    pub(crate) fn new(pin: Pin, on: Vec<DeviceId>) -> Device {
+        Device { pin, on }
     }
 
     /// What a framework calls it in a process that has [`env`](Device::env) set: `cuda:0`, `cuda:0,cuda:1`, or `cpu`.

@@ -95,7 +95,7 @@ fn guarded(step: impl FnOnce()) {
 }
 
 /// The result of a task, a panic included.
-pub(super) fn caught<R>(task: impl FnOnce() -> R) -> Result<R, TaskError> {
+pub(crate) fn caught<R>(task: impl FnOnce() -> R) -> Result<R, TaskError> {
     catch_unwind(AssertUnwindSafe(task)).map_err(|payload| TaskError::Panicked(message(&*payload)))
 }
 

@@ -372,6 +372,7 @@ pub(super) fn stopped_before(stop: &StopSwitch) -> Result<(), End> {
     }
 }
 
+/// A job's lock, once what may still hold it for a moment has let go.
 pub(super) fn take_lock(dir: &Path, stop: &StopSwitch) -> Result<JobLock, End> {
     let give_up = Instant::now() + LOCK_LINGERS;
     loop {
@@ -406,7 +407,7 @@ impl Start<'_> {
     /// Starts the process on this thread's cores; answers our end of its channel too.
     pub(super) fn begin(&self, log: &Log, lock: &JobLock) -> Result<(Process, OwnedFd), End> {
         let not_started = |error: String, host: bool| End::NotStarted { error, host };
-        let command = self.argv.first().ok_or_else(|| not_started("the command is empty".to_owned(), false))?;
+        let command = self.argv.first().ok_or_else(|| not_started(no_command(), false))?;
         let program = program::find(command, self.env, self.cwd).map_err(|error| not_started(error, false))?;
         let null = dev_null().map_err(|error| not_started(format!("cannot open /dev/null: {error}"), true))?;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
@@ -422,6 +423,13 @@ impl Start<'_> {
             Process::start(&spawn, self.job).map_err(|NotStarted { error, host, .. }| not_started(error, host))?;
         Ok((process, ours))
     }
+}
+
+/// A job keeps its route, also where another director finds it.
+fn no_command() -> String {
+    "its route has no command: it is a closure of the program that claimed it, or was; start that again, then retry the \
+     item"
+        .to_owned()
 }
 
 enum Heard {

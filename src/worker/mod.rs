@@ -3,6 +3,7 @@
 
 mod attempt;
 pub(crate) mod channel;
+mod closure;
 mod item_check;
 mod launch;
 mod lock;
@@ -32,6 +33,7 @@ use crate::item::{JobId, StopWhy};
 use crate::root::Root;
 use crate::units::{Bytes, Moment};
 
+pub use closure::{Failure, Job, Outcome, Work, start_closure};
 pub(crate) use launch::NOT_INHERITED;
 pub use launch::{DeviceWords, Expanded, Facts, OF_ONE_ITEM, expand};
 pub use lock::{LockRecord, is_held};
@@ -123,6 +125,8 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq)]
 pub enum End {
     Exited(i32),
+    /// A closure returned, or panicked; what it said tells how it went.
+    Returned,
     Signalled(i32),
     /// It was over its time and was ended; how it then died.
     TimedOut {

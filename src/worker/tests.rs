@@ -246,7 +246,7 @@ fn what_cannot_start_says_why_and_whose_fault_it_is() {
     check(&["/nonexistent/program"], same, "cannot start `/nonexistent/program`: No such file");
     check(&["/etc/passwd"], same, "Permission denied");
     check(&["/bin/true"], |launch| launch.cwd = "/nonexistent".into(), "`/nonexistent` isn't there");
-    check(&[], same, "empty");
+    check(&[], same, "a closure of the program that claimed it");
     let script = |head: &str| {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("script");

@@ -70,7 +70,7 @@ pub(super) struct StopSwitch {
 }
 
 impl StopSwitch {
-    fn new() -> io::Result<StopSwitch> {
+    pub(super) fn new() -> io::Result<StopSwitch> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(StopSwitch { order: Mutex::new(None), wake })
     }
@@ -136,31 +136,59 @@ fn hand_over(order: Order) -> io::Result<()> {
 
 /// Starts the attempt on a thread that has nothing else to do. Whatever happens, one [`Event::Ended`] follows.
 pub fn start(launch: Launch, events: Sender<Event>, clock: Clock) -> Handle {
-    let mut reporter = Reporter::new(launch.job, launch.attempt, events);
-    let prepared = StopSwitch::new().and_then(|stop| {
-        let mail = launch.split.as_ref().map(|_| Mail::new()).transpose()?;
-        Ok((Arc::new(stop), mail.map(Arc::new)))
-    });
-    let (stop, mail) = match prepared {
-        Ok(prepared) => prepared,
+    let (job, attempt) = (launch.job, launch.attempt);
+    // Batches start on threads of their own.
+    let fit = if launch.cpus.is_empty() || launch.split.is_some() { Fit::ForMore } else { Fit::Spent };
+    let mail = launch.split.as_ref().map(|_| Mail::new().map(Arc::new)).transpose();
+    let letters = mail.as_ref().ok().cloned().flatten();
+    let carry_out = move |stop: Arc<StopSwitch>, events, report: &mut Report| match (&launch.split, mail) {
+        (_, Err(error)) => End::NotStarted { error: format!("cannot prepare a worker: {error}"), host: true },
+        (Some(split), Ok(Some(mail))) => Splitting::new(&launch, split, (&stop, &mail), events, report).carry_out(),
+        _ => Attempt::new(&launch, &stop, clock, events, report).carry_out(),
+    };
+    let begin = |run: Box<dyn FnOnce() + Send>| hand_over(Box::new(move || (run(), fit).1));
+    Handle { mail: letters, ..start_on(begin, job, attempt, events, clock, carry_out) }
+}
+
+/// The same on a thread of its own, with the name and the stack that a program's own code expects.
+pub(super) fn start_alone(
+    name: &str,
+    (job, attempt): (JobId, u32),
+    events: Sender<Event>,
+    clock: Clock,
+    carry_out: impl FnOnce(Arc<StopSwitch>, Sender<Event>, &mut Report) -> End + Send + 'static,
+) -> Handle {
+    let thread = Builder::new().name(name.to_owned());
+    start_on(|run| thread.spawn(run).map(drop), job, attempt, events, clock, carry_out)
+}
+
+/// `carry_out` is let go, with all it holds, before the report is sent, which may give its devices to another.
+fn start_on(
+    begin: impl FnOnce(Box<dyn FnOnce() + Send>) -> io::Result<()>,
+    job: JobId,
+    attempt: u32,
+    events: Sender<Event>,
+    clock: Clock,
+    carry_out: impl FnOnce(Arc<StopSwitch>, Sender<Event>, &mut Report) -> End + Send + 'static,
+) -> Handle {
+    let mut reporter = Reporter::new(job, attempt, events);
+    let stop = match StopSwitch::new() {
+        Ok(stop) => Arc::new(stop),
         Err(error) => {
             reporter.report.end = End::NotStarted { error: format!("cannot prepare a worker: {error}"), host: true };
             return Handle { stop: None, mail: None, clock };
         }
     };
-    let (theirs, letters) = (stop.clone(), mail.clone());
+    let theirs = stop.clone();
     let run = move || {
-        // Batches start on threads of their own.
-        let fit = if launch.cpus.is_empty() || letters.is_some() { Fit::ForMore } else { Fit::Spent };
         reporter.begin();
-        reporter.run(launch, &theirs, letters.as_ref(), clock);
-        fit
+        reporter.run(|events, report| carry_out(theirs, events, report));
     };
     // When there is no thread, the closure is dropped with the reporter in it, which then reports that.
-    if let Err(error) = hand_over(Box::new(run)) {
+    if let Err(error) = begin(Box::new(run)) {
         tracing::error!(%error, "cannot start a worker's thread");
     }
-    Handle { stop: Some(stop), mail, clock }
+    Handle { stop: Some(stop), mail: None, clock }
 }
 
 /// Sends the one report when it is dropped.
@@ -196,14 +224,8 @@ impl Reporter {
         self.begun = Instant::now();
     }
 
-    /// Runs the attempt; `launch` is let go before the report is sent, which may give its devices to another.
-    fn run(&mut self, launch: Launch, stop: &StopSwitch, mail: Option<&Arc<Mail>>, clock: Clock) {
-        let events = self.events.clone();
-        let report = &mut self.report;
-        report.end = match (&launch.split, mail) {
-            (Some(split), Some(mail)) => Splitting::new(&launch, split, (stop, mail), events, report).carry_out(),
-            _ => Attempt::new(&launch, stop, clock, events, report).carry_out(),
-        };
+    fn run(&mut self, carry_out: impl FnOnce(Sender<Event>, &mut Report) -> End) {
+        self.report.end = carry_out(self.events.clone(), &mut self.report);
     }
 }
 
