@@ -217,12 +217,16 @@ pub struct Signature {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
+    /// It lies in `done/`.
     Done,
+    /// It lies in `failed/`, with a reason.
     Failed,
+    /// Somebody wished so; it lies in `failed/`.
     Cancelled,
 }
 
 impl Outcome {
+    /// The word of `result.json`.
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Done => "done",

@@ -45,9 +45,11 @@ pub use start::{Guest, Options, RunError, run};
 /// How a run of the director ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Items that ended in this run.
+    /// Items that were done in this run.
     pub done: u64,
+    /// Those that failed in it.
     pub failed: u64,
+    /// Those that were cancelled in it.
     pub cancelled: u64,
     /// Jobs of an earlier run that lie in `claimed/` still: they could not be taken up, or their outcome not written.
     pub left: u64,

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use serde_json::Value;
 
 use crate::inbox::CandidateKey;
-use crate::item::{JobId, JobRecord, Outcome, Reason, ResultRecord};
+use crate::item::{JobId, JobRecord, Outcome as How, Reason, ResultRecord};
 
 /// Something that happened to an item, or to the director.
 #[derive(Clone, Debug)]
@@ -77,7 +77,7 @@ pub struct Ended {
     /// The route that took it; none when none ever did.
     pub route: Option<String>,
     /// Done, failed or cancelled.
-    pub outcome: Outcome,
+    pub outcome: How,
     /// Why it isn't done, in the words of `result.json`.
     pub reason: Option<&'static str>,
     /// The same for people.
@@ -93,7 +93,7 @@ pub struct Ended {
 impl Ended {
     /// Whether it is done.
     pub fn is_done(&self) -> bool {
-        self.outcome == Outcome::Done
+        self.outcome == How::Done
     }
 
     fn new(result: &ResultRecord, dir: PathBuf) -> Ended {
