@@ -16,7 +16,7 @@ use libdeflater::{CompressionLvl, Compressor, Crc};
 
 mod common;
 
-use common::{Bench, asked_to_measure, median, number};
+use common::{Bench, asked_to_measure, median, number, until};
 
 const LINES: usize = 5000;
 const LEVEL: u8 = 6;
@@ -44,6 +44,17 @@ for line in sys.stdin.buffer:
     record = json.loads(line)
     record["words"] = len(record["text"].split())
     sys.stdout.write(json.dumps(record) + "\n")
+"#;
+
+const SERVE_LINES: &str = r#"
+import json
+from gamdok_worker import serve_lines
+def handle(batch):
+    for line in batch:
+        record = json.loads(line)
+        record["words"] = len(record["text"].split())
+        yield json.dumps(record) + "\n"
+serve_lines(handle)
 "#;
 
 fn main() {
@@ -75,6 +86,7 @@ fn main() {
     for lines in [LINES, 6 * LINES] {
         per_line(&bench, &part, part_bytes, rounds, lines);
     }
+    through_the_service(&bench, &part, part_bytes, rounds);
 }
 
 fn compressing(bench: &Bench, source: &Path, bytes: usize, rounds: usize) {
@@ -152,6 +164,53 @@ fn per_line(bench: &Bench, source: &Path, bytes: usize, rounds: usize, lines: us
     let rate = |seconds: f64| bytes as f64 / seconds / 1e6;
     let ratio = one / many;
     println!("one process {:.1} MB/s, in batches of {lines} {:.1} MB/s: {ratio:.2} x", rate(one), rate(many));
+}
+
+/// The same work by resident workers of the service, a process for each core, with all that makes it safe: from the drop
+/// to the outcome.
+fn through_the_service(bench: &Bench, source: &Path, bytes: usize, rounds: usize) {
+    let Some(python) = python() else { return };
+    let script = bench.dir.join("lines.py");
+    fs::write(&script, SERVE_LINES).expect("written");
+    let helper = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python");
+    let config = format!(
+        "[devices]\nuse = \"cpu\"\ncpu_slots = {}\n[[route]]\nname = \"lines\"\ngpus = 0\nmode = \"resident\"\n\
+         command = [{python:?}, {script:?}]\nenv = {{ PYTHONPATH = {helper:?} }}\nsplit = {{ lines = {LINES}, \
+         compress = \"none\" }}\n",
+        cores()
+    );
+    let root = bench.root("service", &config);
+    let director = root.start();
+    let (mut one, mut ours) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let alone = bench.dir.join(format!("alone-{round}.jsonl"));
+        let started = Instant::now();
+        let mut command = Command::new(&python);
+        command.args(["-c", PER_LINE]).stdin(File::open(source).expect("opened"));
+        let status = command.stdout(File::create(&alone).expect("made")).status().expect("it starts");
+        assert!(status.success(), "python ended with {status}");
+        one.push(started.elapsed().as_secs_f64());
+        let item = root.staging.join(format!("item-{round}.jsonl"));
+        fs::copy(source, &item).expect("copied");
+        let started = Instant::now();
+        root.drop_in(&item);
+        until("the outcome", Duration::from_secs(600), || root.done() > round as u64);
+        ours.push(started.elapsed().as_secs_f64());
+        let made = root.outputs(&format!("item-{round}"));
+        assert_eq!(made.len(), 1, "{made:?}");
+        let [first, second] = [&alone, &made[0]].map(|file| checksum(File::open(file).expect("its output")));
+        assert_eq!(first, second, "residents make the same of the lines");
+    }
+    director.stop();
+    let (one, ours) = (median(&mut one), median(&mut ours));
+    let rate = |seconds: f64| bytes as f64 / seconds / 1e6;
+    println!(
+        "one process {:.1} MB/s, {} resident workers of the service {:.1} MB/s: {:.2} x",
+        rate(one),
+        cores(),
+        rate(ours),
+        one / ours
+    );
 }
 
 fn mib(bytes: f64) -> f64 {

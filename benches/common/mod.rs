@@ -161,6 +161,17 @@ impl Root {
         Director::start(self, env)
     }
 
+    /// What the command made of a finished item whose name begins like this.
+    pub(crate) fn outputs(&self, item: &str) -> Vec<PathBuf> {
+        let days = fs::read_dir(self.dir.join("done")).expect("read").flatten();
+        let jobs = days.flat_map(|day| fs::read_dir(day.path()).expect("read").flatten());
+        let of_item = jobs.filter(|job| job.file_name().to_string_lossy().starts_with(&format!("{item}~")));
+        of_item
+            .flat_map(|job| fs::read_dir(job.path().join("out")).expect("read").flatten())
+            .map(|it| it.path())
+            .collect()
+    }
+
     /// What became of each item that succeeded.
     pub(crate) fn results(&self) -> Vec<Outcome> {
         let days = fs::read_dir(self.dir.join("done")).expect("read").flatten();
