@@ -123,7 +123,13 @@ pub fn start(launch: Launch, events: Sender<Event>, clock: Clock) -> Handle {
     let carry_out = move |stop: Arc<StopSwitch>, events, report: &mut Report| {
         Attempt::new(&launch, &stop, clock, events, report).carry_out()
     };
-    start_on(|run| hand_over(Box::new(move || (run(), fit).1)), job, attempt, events, clock, carry_out)
+    let begin = |run: Box<dyn FnOnce() + Send>| {
+        hand_over(Box::new(move || {
+            run();
+            fit
+        }))
+    };
+    start_on(begin, job, attempt, events, clock, carry_out)
 }
 
 /// The same on a thread of its own, with the name and the stack that a program's own code expects.
