@@ -146,7 +146,12 @@ pub fn start(launch: Launch, events: Sender<Event>, clock: Clock) -> Handle {
         (Some(split), Ok(Some(mail))) => Splitting::new(&launch, split, (&stop, &mail), events, report).carry_out(),
         _ => Attempt::new(&launch, &stop, clock, events, report).carry_out(),
     };
-    let begin = |run: Box<dyn FnOnce() + Send>| hand_over(Box::new(move || (run(), fit).1));
+    let begin = |run: Box<dyn FnOnce() + Send>| {
+        hand_over(Box::new(move || {
+            run();
+            fit
+        }))
+    };
     Handle { mail: letters, ..start_on(begin, job, attempt, events, clock, carry_out) }
 }
 
