@@ -99,7 +99,10 @@ class Channel:
         self.send({key: value for key, value in known.items() if value is not None})
 
     def count(self, name: str, by: float = 1) -> None:
-        """Adds to a counter that is summed exactly over all workers."""
+        """Adds to a counter that is summed exactly over all workers.
+
+        Over a batch of several items the sum stands with one of them: a count carries no id.
+        """
         self.send({"type": "count", "name": name, "by": by})
 
     def heartbeat(self) -> None:

@@ -125,7 +125,7 @@ struct Shared {
 struct Desk {
     readers: Vec<Reader>,
     /// Submitted, and not claimed yet.
-    submitted: HashMap<CandidateKey, Sender<Arc<Ended>>>,
+    submitted: HashMap<CandidateKey, Submitted>,
     /// Submitted and claimed.
     claimed: HashMap<JobId, Sender<Arc<Ended>>>,
     /// Whether anything waits or runs, as far as the director has seen; none before it has seen the whole inbox.
@@ -155,8 +155,12 @@ impl News {
 
     pub(super) fn claimed(&self, key: &CandidateKey, record: &JobRecord) {
         let mut desk = self.desk();
-        if let Some(waits) = desk.submitted.remove(key) {
-            desk.claimed.insert(record.id, waits);
+        // Another producer's may have come under the name before ours did.
+        let inode = record.signature.map(|signature| signature.ino);
+        if desk.submitted.get(key).is_some_and(|it| it.is(inode))
+            && let Some(it) = desk.submitted.remove(key)
+        {
+            desk.claimed.insert(record.id, it.waits);
         }
         let JobRecord { id, name, route, .. } = record;
         desk.tell(|| Event::Claimed { id: id.to_string(), name: name.clone(), route: route.name.clone() });
@@ -164,7 +168,11 @@ impl News {
 
     /// Somebody took it out of the inbox; who waits for it hears that by the end of the channel.
     pub(super) fn withdrawn(&self, key: &CandidateKey) {
-        self.desk().submitted.remove(key);
+        let mut desk = self.desk();
+        if desk.submitted.get(key).is_some_and(|it| it.inode.is_some()) {
+            desk.submitted.remove(key);
+        }
+        drop(desk);
         self.0.changed.notify_all();
     }
 
@@ -216,13 +224,21 @@ impl News {
             return None;
         }
         let (waits, ended) = bounded(1);
-        desk.submitted.insert(key.clone(), waits);
+        desk.submitted.insert(key.clone(), Submitted { waits, inode: None });
         Some(ended)
     }
 
     /// It never came to lie there.
     pub(crate) fn forget_item(&self, key: &CandidateKey) {
-        self.withdrawn(key);
+        self.desk().submitted.remove(key);
+        self.0.changed.notify_all();
+    }
+
+    /// It is about to lie there, and is known by its inode.
+    pub(crate) fn arrives(&self, key: &CandidateKey, inode: u64) {
+        if let Some(it) = self.desk().submitted.get_mut(key) {
+            it.inode = Some(inode);
+        }
     }
 
     /// Waits in this thread for what may be answered from within any runtime; nothing when the director ended without an
@@ -300,6 +316,21 @@ impl Desk {
             }
             Err(TrySendError::Disconnected(_)) => false,
         });
+    }
+}
+
+/// An item on its way into the inbox.
+#[derive(Debug)]
+struct Submitted {
+    waits: Sender<Arc<Ended>>,
+    /// Once it lies there, or is about to.
+    inode: Option<u64>,
+}
+
+impl Submitted {
+    /// Whether a claimed item is this one; a file system without inodes says 0.
+    fn is(&self, claimed: Option<u64>) -> bool {
+        self.inode.is_some_and(|ours| claimed.is_none_or(|theirs| theirs == 0 || theirs == ours))
     }
 }
 
@@ -385,6 +416,12 @@ mod tests {
         let waits = news.await_item(&key("a")).expect("the first of its name");
         assert!(news.await_item(&key("a")).is_none());
         assert!(!news.wait_for_rest(now), "the director may not have seen it");
+        // Another producer's item of the name, taken back: not ours, which isn't there yet.
+        news.withdrawn(&key("a"));
+        assert!(news.desk().submitted.contains_key(&key("a")));
+        news.arrives(&key("a"), 7);
+        let submitted = |inode: u64| news.desk().submitted.get(&key("a")).is_some_and(|it| it.is(Some(inode)));
+        assert!(submitted(7) && submitted(0) && !submitted(8));
         news.withdrawn(&key("a"));
         assert!(waits.recv().is_err() && news.wait_for_rest(now));
         news.close();

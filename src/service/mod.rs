@@ -241,7 +241,7 @@ impl Director {
         };
         self.news.wait_for_look(FIRST_LOOK);
         let folder = self.root.join("inbox").join(&route.folder);
-        payload.put(&folder, key.name.as_os_str()).map_err(|what| {
+        payload.put(&folder, key.name.as_os_str(), |inode| self.news.arrives(&key, inode)).map_err(|what| {
             self.news.forget_item(&key);
             refused(what)
         })?;

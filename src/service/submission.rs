@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,16 +59,21 @@ impl Payload<'_> {
         }
     }
 
-    /// Puts it into the folder under the name: it appears there whole, and replaces nothing.
-    pub(super) fn put(&self, folder: &Path, name: &OsStr) -> Result<(), String> {
+    /// Puts it into the folder under the name: it appears there whole, and replaces nothing. `arrives` hears its inode just
+    /// before.
+    pub(super) fn put(&self, folder: &Path, name: &OsStr, arrives: impl FnOnce(u64)) -> Result<(), String> {
         let target = folder.join(name);
         let failed = |error: io::Error| format!("cannot write to `{}`: {error}", crate::root::shown(folder));
+        let named = |from: &Path| {
+            arrives(fs::symlink_metadata(from).map_err(|error| error.to_string())?.ino());
+            rename(from, &target)
+        };
         if let Payload::Move(path) = self {
-            return rename(path, &target);
+            return named(path);
         }
         // Hidden names are no items.
         let partial = folder.join(format!(".gamdok-submit-{}", Ulid::generate()));
-        let written = self.write(&partial).map_err(failed).and_then(|()| rename(&partial, &target));
+        let written = self.write(&partial).map_err(failed).and_then(|()| named(&partial));
         if written.is_err() {
             let _absent = fs::remove_file(&partial);
         }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use flate2::bufread::GzDecoder;
 
 use super::setup::Error;
+use super::stop::StopFlag;
 
 /// What is read at a time: large against the cost of a call, small against the caches.
 const BLOCK: u64 = 256 << 10;
@@ -76,17 +77,30 @@ impl Input {
     }
 
     /// Goes on behind the first `bytes`, which another run has read.
-    pub(super) fn skip(&mut self, bytes: u64) -> Result<(), Error> {
-        let skipped = match &mut self.source {
-            Source::Plain(file) => file.seek(SeekFrom::Start(bytes)).map(|_| bytes),
-            Source::Gzip(members) => io::copy(&mut members.take(bytes), &mut io::sink()),
-        };
-        self.offset = skipped.map_err(|error| self.failed(&error))?;
-        if self.offset < bytes {
-            let message = format!("it ends after {} bytes, an earlier run has read {bytes}", self.offset);
-            return Err(Error::Input { path: self.path.clone(), message, damaged: true });
+    pub(super) fn skip(&mut self, bytes: u64, stop: &StopFlag) -> Result<(), Error> {
+        const STEP: u64 = 4 << 20;
+        while self.offset < bytes {
+            // Unpacking what was done before takes as long as it did then.
+            if stop.is_ordered() {
+                return Err(Error::Stopped);
+            }
+            let step = STEP.min(bytes - self.offset);
+            let skipped = match &mut self.source {
+                Source::Plain(file) => file.seek(SeekFrom::Start(bytes)).map(|_| bytes - self.offset),
+                Source::Gzip(members) => io::copy(&mut members.take(step), &mut io::sink()),
+            };
+            let skipped = skipped.map_err(|error| self.failed(&error))?;
+            self.offset += skipped;
+            if skipped == 0 {
+                return Err(self.unfit(format!("it ends after {} bytes, an earlier run has read {bytes}", self.offset)));
+            }
         }
         Ok(())
+    }
+
+    /// It is no file to work on, however often it is read.
+    pub(super) fn unfit(&self, message: String) -> Error {
+        Error::Input { path: self.path.clone(), message, damaged: true }
     }
 
     /// Uncompressed bytes read so far.
@@ -297,7 +311,7 @@ mod tests {
             std::fs::write(file.path(), content).unwrap();
             let mut input = Input::open(file.path()).unwrap();
             let mut read = Vec::new();
-            let skipped = input.skip(skip);
+            let skipped = input.skip(skip, &StopFlag::new().unwrap());
             if skipped.is_ok() {
                 while input.read_block(&mut read).unwrap() > 0 {}
             }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::input::Identity;
 use super::producer::Place;
+use super::stop::StopFlag;
 use crate::item::Counters;
 
 const VERSION: u32 = 1;
@@ -85,7 +86,12 @@ pub(super) enum Standing {
 
 /// Reads both from their beginnings. `output` is none when the file is gone: then only an end on record stands, which the
 /// caller checks by the finished file.
-pub(super) fn verify(journal: &File, mut output: Option<&File>, expected: &Header) -> io::Result<Standing> {
+pub(super) fn verify(
+    journal: &File,
+    mut output: Option<&File>,
+    expected: &Header,
+    stop: &StopFlag,
+) -> io::Result<Standing> {
     let mut reader = BufReader::new(journal);
     let mut text = Vec::new();
     let mut next = |text: &mut Vec<u8>| {
@@ -108,7 +114,7 @@ pub(super) fn verify(journal: &File, mut output: Option<&File>, expected: &Heade
             break;
         }
         if let Some(output) = &mut output
-            && checksum(output, record.length - standing.length, &mut chunk)? != Some(record.crc)
+            && checksum(output, record.length - standing.length, &mut chunk, stop)? != Some(record.crc)
         {
             break;
         }
@@ -126,10 +132,13 @@ pub(super) fn verify(journal: &File, mut output: Option<&File>, expected: &Heade
 }
 
 /// The checksum of the next bytes of a file; none if it ends before.
-fn checksum(file: &mut &File, bytes: u64, chunk: &mut [u8]) -> io::Result<Option<u32>> {
+fn checksum(file: &mut &File, bytes: u64, chunk: &mut [u8], stop: &StopFlag) -> io::Result<Option<u32>> {
     let mut crc = Crc::new();
     let mut left = file.take(bytes);
     loop {
+        if stop.is_ordered() {
+            return Err(io::Error::other("stopped"));
+        }
         match left.read(chunk) {
             Ok(0) => break,
             Ok(read) => crc.update(&chunk[..read]),
@@ -165,7 +174,7 @@ mod tests {
 
     fn check(text: &[u8], output: Option<&[u8]>, expected: Option<(u64, u64)>) {
         let output = output.map(file);
-        let found = match verify(&file(text), output.as_ref(), &header()).unwrap() {
+        let found = match verify(&file(text), output.as_ref(), &header(), &StopFlag::new().unwrap()).unwrap() {
             Standing::Nothing => None,
             Standing::UpTo { record, journal } => {
                 let records = text[..journal as usize].iter().filter(|byte| **byte == b'\n').count() - 1;

@@ -14,6 +14,7 @@ use libdeflater::Crc;
 use super::fault_points::at;
 use super::journal::{self, Header, Record, Standing};
 use super::setup::Error;
+use super::stop::StopFlag;
 use crate::item::Counters;
 
 /// Data and time after which what was written is made durable.
@@ -89,7 +90,7 @@ pub(super) struct Output {
 
 impl Output {
     /// Goes on with what stands, or begins. `path` is the name it shall have.
-    pub(super) fn open(state_dir: &Path, path: &Path, header: &Header) -> Result<Output, Error> {
+    pub(super) fn open(state_dir: &Path, path: &Path, header: &Header, stop: &StopFlag) -> Result<Output, Error> {
         fs::create_dir_all(state_dir).map_err(failed("make", state_dir))?;
         let (partial_path, journal_path) = (state_dir.join("partial"), state_dir.join("journal"));
         let mut options = File::options();
@@ -102,7 +103,8 @@ impl Output {
         let mut journal = options.open(&journal_path).map_err(failed("open", &journal_path))?;
         let partial =
             if was_there { Some(options.open(&partial_path).map_err(failed("open", &partial_path))?) } else { None };
-        let standing = journal::verify(&journal, partial.as_ref(), header).map_err(failed("verify", state_dir))?;
+        let standing = journal::verify(&journal, partial.as_ref(), header, stop)
+            .map_err(|error| if stop.is_ordered() { Error::Stopped } else { failed("verify", state_dir)(error) })?;
         let (standing, journal_bytes) = match standing {
             Standing::UpTo { record, journal } if was_there || is_file_of(path, record.length) => (record, journal),
             Standing::UpTo { .. } | Standing::Nothing => (Record::default(), 0),

@@ -7,6 +7,7 @@ use memchr::{memchr_iter, memrchr};
 use super::consumer::Batch;
 use super::input::Input;
 use super::setup::Error;
+use crate::units::Bytes;
 
 /// How large a batch may be.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +15,8 @@ pub(super) struct Limits {
     pub(super) lines: u64,
     /// A batch of several lines isn't larger.
     pub(super) bytes: usize,
+    /// The longest line there may be: it passes alone, and whole.
+    pub(super) line: usize,
 }
 
 /// Where reading begins: at the start, or behind what an earlier run has merged.
@@ -32,6 +35,8 @@ pub(super) trait Sink {
     fn send(&mut self, batch: Batch) -> ControlFlow<()>;
     /// An empty buffer, used before if there is one.
     fn buffer(&mut self) -> Vec<u8>;
+    /// Nobody wants more, whatever comes.
+    fn is_halted(&self) -> bool;
 }
 
 /// Reads to the end. Answers where that is, or where it was when the sink wanted no more.
@@ -61,8 +66,23 @@ pub(super) fn produce(input: &mut Input, limits: Limits, from: Place, sink: &mut
         }
         block.drain(..start);
         start = 0;
-        if input.read_block(&mut block).map_err(|error| after_line(error, place.lines + cutter.found))? == 0 {
-            break;
+        // Between two batches lie any number of blocks where a line has no end.
+        if sink.is_halted() {
+            return Ok(place);
+        }
+        if block.len() - cutter.last > limits.line {
+            let number = place.lines + cutter.found + 1;
+            return Err(input
+                .unfit(format!("line {number} is longer than {}, the most there may be", Bytes(limits.line as u64))));
+        }
+        match input.read_block(&mut block) {
+            Ok(0) => break,
+            Ok(_) => {}
+            // What came before the damage is in the block, and wasn't looked at yet.
+            Err(error) => {
+                let fresh = &block[cutter.scanned.min(block.len())..];
+                return Err(after_line(error, place.lines + cutter.found + memchr_iter(b'\n', fresh).count() as u64));
+            }
         }
     }
     if !block.is_empty() {
@@ -151,12 +171,14 @@ impl Cutter {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stop::StopFlag;
     use super::*;
 
     #[derive(Default)]
     struct Collected {
         batches: Vec<Batch>,
         most: Option<usize>,
+        halted: bool,
     }
 
     impl Sink for Collected {
@@ -168,13 +190,17 @@ mod tests {
         fn buffer(&mut self) -> Vec<u8> {
             Vec::new()
         }
+
+        fn is_halted(&self) -> bool {
+            self.halted
+        }
     }
 
     fn cut_file(content: &[u8], limits: Limits, from: Place) -> (Vec<Batch>, Place) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), content).unwrap();
         let mut input = Input::open(file.path()).unwrap();
-        input.skip(from.offset).unwrap();
+        input.skip(from.offset, &StopFlag::new().unwrap()).unwrap();
         let mut collected = Collected::default();
         let end = produce(&mut input, limits, from, &mut collected).unwrap();
         (collected.batches, end)
@@ -182,7 +208,7 @@ mod tests {
 
     /// The batches, as text, `|` between them, and how many lines each has.
     fn check(content: &[u8], lines: u64, bytes: usize, expected: &str, counts: &[u64]) {
-        let (batches, end) = cut_file(content, Limits { lines, bytes }, Place::default());
+        let (batches, end) = cut_file(content, Limits { lines, bytes, line: 64 << 20 }, Place::default());
         let shown: Vec<String> = batches.iter().map(|batch| crate::item::escape(&batch.bytes)).collect();
         assert_eq!(shown.join("|"), expected);
         assert_eq!(batches.iter().map(|batch| batch.lines).collect::<Vec<_>>(), counts);
@@ -235,20 +261,41 @@ mod tests {
         let line = |size: usize, with: u8| [vec![with; size], vec![b'\n']].concat();
         let content =
             [line(5 << 20, b'a'), line(3, b'b'), line(3, b'c'), line(1 << 20, b'd'), line(1 << 20, b'e')].concat();
-        let (batches, end) = cut_file(&content, Limits { lines: 5000, bytes: 2 << 20 }, Place::default());
+        let (batches, end) =
+            cut_file(&content, Limits { lines: 5000, bytes: 2 << 20, line: 64 << 20 }, Place::default());
         assert_eq!(batches.iter().map(|batch| batch.lines).collect::<Vec<_>>(), [1, 3, 1]);
         assert!(batches.concat_bytes() == content);
         assert_eq!(end.lines, 5);
     }
 
     #[test]
+    fn a_line_without_an_end_is_told_and_a_halt_is_heard_within_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let line = |size: usize| [vec![b'a'; size], vec![b'\n']].concat();
+        std::fs::write(file.path(), [&line(3)[..], &line(3 << 20), &line(3), &vec![b'b'; 9 << 20]].concat()).unwrap();
+        let run = |halted| {
+            let mut collected = Collected { halted, ..Collected::default() };
+            let limits = Limits { lines: 1, bytes: 1 << 20, line: 4 << 20 };
+            let end = produce(&mut Input::open(file.path()).unwrap(), limits, Place::default(), &mut collected);
+            (collected.batches.len(), end)
+        };
+        let (batches, end) = run(false);
+        let told = end.unwrap_err().to_string();
+        assert!(
+            batches == 3 && told.ends_with("line 4 is longer than 4.0 MiB, the most there may be"),
+            "{batches} {told}"
+        );
+        assert_eq!(run(true).1.unwrap(), Place::default());
+    }
+
+    #[test]
     fn batches_know_their_place() {
-        let (batches, _) = cut_file(b"a\nbb\nccc\nd", Limits { lines: 2, bytes: 100 }, Place::default());
+        let (batches, _) = cut_file(b"a\nbb\nccc\nd", Limits { lines: 2, bytes: 100, line: 100 }, Place::default());
         let shown: Vec<String> = batches.iter().map(|batch| format!("{batch} at {}", batch.offset)).collect();
         assert_eq!(shown, ["batch 0 (lines 1-2) at 0", "batch 1 (lines 3-4) at 5"]);
         assert_eq!(batches[1].file_end, 10);
         let from = Place { batches: 1, lines: 2, offset: 5, position: 5 };
-        let (batches, end) = cut_file(b"a\nbb\nccc\nd", Limits { lines: 1, bytes: 100 }, from);
+        let (batches, end) = cut_file(b"a\nbb\nccc\nd", Limits { lines: 1, bytes: 100, line: 100 }, from);
         let shown: Vec<String> = batches.iter().map(|batch| format!("{batch} at {}", batch.offset)).collect();
         assert_eq!(shown, ["batch 1 (lines 3-3) at 5", "batch 2 (lines 4-4) at 9"]);
         assert_eq!(end, Place { batches: 3, lines: 4, offset: 10, position: 10 });
@@ -259,7 +306,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "a\nb\nc\n").unwrap();
         let mut collected = Collected { most: Some(2), ..Collected::default() };
-        let limits = Limits { lines: 1, bytes: 100 };
+        let limits = Limits { lines: 1, bytes: 100, line: 100 };
         let end = produce(&mut Input::open(file.path()).unwrap(), limits, Place::default(), &mut collected).unwrap();
         assert_eq!((end.batches, collected.batches.len()), (2, 2));
     }
@@ -288,7 +335,7 @@ mod tests {
             lines in 1u64..12,
             bytes in 0usize..60,
         ) {
-            let limits = Limits { lines, bytes };
+            let limits = Limits { lines, bytes, line: 64 << 20 };
             let mut cutter = Cutter::new(limits);
             let (mut come, mut start, mut sizes) = (0, 0, Vec::new());
             for block in blocks.iter().cycle() {

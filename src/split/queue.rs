@@ -136,6 +136,10 @@ impl Queue {
         self.work.notify_all();
     }
 
+    pub(super) fn is_halted(&self) -> bool {
+        self.state().halted
+    }
+
     /// An empty buffer.
     pub(super) fn buffer(&self) -> Vec<u8> {
         let mut state = self.state();

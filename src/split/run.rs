@@ -25,6 +25,8 @@ const MAX_UNCOUNTED: u32 = 10;
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
 /// Of one file; more is a mistake that would fill our memory, and the journal.
 const MAX_COUNTERS: usize = 1000;
+/// One line is held whole, whatever the bound on memory; a longer one is a mistake, or an attack.
+const LONGEST_LINE: u64 = 48 << 20;
 /// Below this, bounds on memory would only slow it down.
 const MIN_MEMORY: u64 = 1 << 20;
 
@@ -38,14 +40,14 @@ pub fn run(mut setup: Setup) -> Result<Summary, Error> {
         Error::Output { what: "make", path, source }
     })?;
     let header = Header::new(&input.identity, setup.compress.is_some(), &setup.tag);
-    let mut output = Output::open(&setup.state_dir, &path, &header)?;
+    let mut output = Output::open(&setup.state_dir, &path, &header, &setup.stop)?;
     let resumed = output.standing().batches;
     let mut retried = 0;
     (setup.counted)(&output.standing().counters);
     if !output.standing().end {
         let Record { lines, batches, position: bytes, .. } = *output.standing();
         (setup.progress)(Progress { lines, batches, bytes, bytes_total: input.identity.bytes });
-        input.skip(output.standing().offset)?;
+        input.skip(output.standing().offset, &setup.stop)?;
         retried = work(&mut setup, &mut input, &mut output)?;
     }
     let standing = output.standing().clone();
@@ -62,7 +64,8 @@ pub fn run(mut setup: Setup) -> Result<Summary, Error> {
 fn work(setup: &mut Setup, input: &mut Input, output: &mut Output) -> Result<u64, Error> {
     let memory = setup.memory.max(MIN_MEMORY);
     let batch_bytes = usize::try_from(memory / 6).unwrap_or(usize::MAX);
-    let limits = Limits { lines: setup.lines, bytes: batch_bytes };
+    let longest = usize::try_from(memory.max(LONGEST_LINE)).unwrap_or(usize::MAX);
+    let limits = Limits { lines: setup.lines, bytes: batch_bytes, line: longest };
     let from = output.standing().place();
     let bytes_total = input.identity.bytes;
     // Twice: a buffer that grew by doubling.
@@ -131,6 +134,10 @@ impl Sink for Telling<'_> {
 
     fn buffer(&mut self) -> Vec<u8> {
         self.queue.buffer()
+    }
+
+    fn is_halted(&self) -> bool {
+        self.queue.is_halted()
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::Order;
 use super::carrier::{Carrier, Place, WINDOW};
-use crate::item::{JobId, escape};
+use crate::item::JobId;
 use crate::pool::TaskError;
 use crate::sys::spawn::Spawn;
 use crate::worker::channel::{Broken, Message, Reader};
@@ -34,6 +34,11 @@ pub(super) struct Course<'a> {
     /// Tasks that it was given, in the order of their answers.
     handed: VecDeque<(JobId, Order)>,
     number: u128,
+    /// It has ended or closed its side while messages were still to be sent.
+    deaf: bool,
+    /// How many tasks the last message had, and how many answers came in all.
+    in_last: usize,
+    served: u64,
     ready: bool,
     /// It gets no more tasks.
     retiring: bool,
@@ -79,6 +84,9 @@ impl<'a> Course<'a> {
             outgoing: Vec::new(),
             handed: VecDeque::new(),
             number: 0,
+            deaf: false,
+            in_last: 0,
+            served: 0,
             ready: false,
             retiring: false,
             since: Instant::now(),
@@ -96,7 +104,14 @@ impl<'a> Course<'a> {
         if let Some(why) = why {
             let why = if why.is_empty() { ended(exit) } else { why };
             // The first that is unanswered is the one it was at; before it was ready, that is the first it was started for.
-            let at = self.handed.pop_front().map(|(_, order)| order).or_else(|| left.pop_front());
+            // One that ended between two messages never read the last: its tasks go to the next process. That one has served
+            // nothing, so this ends.
+            let unread = self.deaf && self.served > 0 && self.handed.len() == self.in_last;
+            let at = if unread {
+                None
+            } else {
+                self.handed.pop_front().map(|(_, order)| order).or_else(|| left.pop_front())
+            };
             at.into_iter().for_each(|order| order.promise.settle(Err(TaskError::Lost(why.clone()))));
         }
         for (_, order) in self.handed.drain(..).rev() {
@@ -159,6 +174,7 @@ impl<'a> Course<'a> {
         }
         if self.handed.len() > before {
             self.outgoing.extend_from_slice(b"]}\n");
+            self.in_last = self.handed.len() - before;
         }
         if before == 0 {
             self.since = Instant::now();
@@ -203,7 +219,10 @@ impl<'a> Course<'a> {
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
                 // It has gone: its last words are read first.
-                Err(_) => self.outgoing.clear(),
+                Err(_) => {
+                    self.deaf = true;
+                    self.outgoing.clear();
+                }
             }
         }
         Ok(())
@@ -213,7 +232,12 @@ impl<'a> Course<'a> {
         let mut chunk = [0; 1 << 16];
         loop {
             let read = match recv(&self.channel, &mut chunk, RecvFlags::empty()) {
-                Ok((0, _)) | Err(Errno::CONNRESET) => return Err(String::new()),
+                Ok((0, _)) => return Err(String::new()),
+                // What it was sent lay unread when it closed (unix(7)).
+                Err(Errno::CONNRESET) => {
+                    self.deaf = true;
+                    return Err(String::new());
+                }
                 Ok((read, _)) => read,
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => continue,
@@ -244,17 +268,17 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
-    /// The task that an answer is for: the first in hand, which may also go unnamed.
+    /// The task that an answer is for: the first in hand.
     fn answered(&mut self, id: Option<JobId>) -> Result<crate::pool::ticket::Promise<Value>, Broken> {
         let Some((first, _)) = self.handed.front() else {
             return Err(Broken("an answer, and no task is in hand".to_owned()));
         };
-        if let Some(id) = id.filter(|id| id != first) {
-            return Err(Broken(format!(
-                "an answer for `{}`, and the next in line is `{first}`",
-                escape(id.to_string().as_bytes())
-            )));
+        // Without an id nobody could tell an answer that comes twice from the next one's.
+        let Some(id) = id else { return Err(Broken("an answer without an `id`".to_owned())) };
+        if id != *first {
+            return Err(Broken(format!("an answer for `{id}`, and the next in line is `{first}`")));
         }
+        self.served += 1;
         let now = Instant::now();
         let took = now.saturating_duration_since(self.since);
         self.pace = Some(self.pace.map_or(took, |pace| (pace * 7 + took) / 8));

@@ -63,6 +63,7 @@ fn each_way_to_fail_costs_one_task_and_says_why() {
     check("os._exit(3)", lost("the worker ended with exit code 3"));
     check("os.kill(os.getpid(), 9)", lost("the worker was ended by signal 9"));
     check("time.sleep(60)", lost("over its time of 2s"));
+    check("say(type='done')", lost("the worker broke the protocol: an answer without an `id`"));
     check("channel.sendall(b'nonsense\\n')", lost("the worker broke the protocol: not a JSON object: `nonsense`"));
     check(
         "say(type='done', id='01ARZ3NDEKTSV4RRFFQ69G5FAV')",
@@ -85,6 +86,18 @@ fn one_that_ends_between_two_tasks_costs_none() {
     }
     let second = residents.submit(0).wait().unwrap();
     assert_ne!(first, second);
+}
+
+#[test]
+fn one_that_ends_with_its_next_message_unread_costs_none() {
+    // Every few tasks it leaves of its own accord, whatever was sent meanwhile.
+    let handle =
+        "globals()['n'] = globals().get('n', 0) + 1\nsay(type='done', id=id, result=task)\nif n == 7: os._exit(0)";
+    let residents = worker(handle).slots(2).build().unwrap();
+    // One at a time in hand: a task that isn't answered was never read.
+    let answers: Vec<_> = (0..60).map(|n| residents.submit(json!(n)).wait()).collect();
+    let expected: Vec<_> = (0..60).map(|n| Ok(json!(n))).collect();
+    assert_eq!(answers, expected);
 }
 
 #[test]
