@@ -19,7 +19,7 @@ use crate::devices::pin::Cores;
 use crate::devices::prober::{self, Ask as Question, Prober};
 use crate::devices::{Cordon, CordonBy, DeviceId, HostMode, Locks, Pin, Reading, Snapshot, cpu_slots, pin, resolved};
 use crate::item::{Counters, ItemKind, ItemName, JobId, JobRecord, Outcome, Stage, Step};
-use crate::plan::{Decision, lack, plan, why_waiting};
+use crate::plan::{Decision, lack, plan, wanted, why_waiting};
 use crate::state::{Job, Pool, State};
 use crate::units::{Clock, Moment};
 
@@ -247,6 +247,11 @@ impl Lending {
                 Event::Probed(snapshot) => {
                     self.snapshot = without_own(snapshot, std::process::id());
                     self.state.observe(&self.snapshot);
+                    let now = self.state.now;
+                    if !self.wants.is_empty() {
+                        wanted(&self.state, &self.snapshot).iter().for_each(|id| self.locks.wait_for(id, now));
+                    }
+                    self.locks.stop_waiting(now);
                 }
                 Event::ProberGone => {
                     self.prober.snapshots = never();
@@ -363,7 +368,6 @@ impl Lending {
         for id in ended {
             self.state.device_mut(&id).cordon = None;
         }
-        self.locks.stop_waiting(now);
         if let Some(silence) = self.prober.silent_for(now) {
             self.snapshot.trouble = Some(format!("the driver hasn't answered for {} s", silence.as_secs()));
         }
@@ -384,6 +388,9 @@ impl Lending {
 
     fn attend(&mut self) {
         let leased = self.leased();
+        if self.wants.is_empty() {
+            self.locks.wait_for_none();
+        }
         let attended = (leased.clone(), !self.wants.is_empty());
         if self.attended != attended {
             self.attended = attended;

@@ -42,7 +42,7 @@ pub enum Decision {
     /// Hand these jobs to a resident worker, as one batch.
     Hand { jobs: Vec<JobId>, to: ResidentId },
     /// The resident worker ends what it has, and goes.
-    Retire { resident: ResidentId },
+    Retire { resident: ResidentId, why: Parting },
     /// Give a running job that many can work on at once a further slot on these devices.
     Grow { job: JobId, on: Vec<DeviceId> },
     /// A further slot is wanted elsewhere: it leaves after the batch it has.
@@ -51,6 +51,30 @@ pub enum Decision {
     Stop { job: JobId },
     /// A retry's time has come. The same plan may start it.
     Due { job: JobId },
+}
+
+/// Why a resident worker is sent away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// Too long idle, at the end of its items, of a route that is no more, or with a director that ends.
+    Over,
+    /// Its device is gone, was taken out, or somebody else is on it.
+    Unwelcome,
+    /// An item of another route gets the device.
+    OtherRoute,
+    /// Another director of this host waits for the device.
+    OtherDirector,
+}
+
+impl Parting {
+    pub fn words(self) -> &'static str {
+        match self {
+            Parting::Over => "its time is over",
+            Parting::Unwelcome => "its device is gone, taken out or used by others",
+            Parting::OtherRoute => "an item of another route gets its device",
+            Parting::OtherDirector => "another director of this host waits for its device",
+        }
+    }
 }
 
 /// The most items claimed and not started, however many slots there are: what a crash has to sort out, and what people
@@ -63,8 +87,9 @@ pub fn plan(state: &State, snapshot: &Snapshot) -> Vec<Decision> {
     let mut decisions: Vec<Decision> = due.iter().map(|&job| Decision::Due { job }).collect();
     let lost = lost(state, snapshot);
     decisions.extend(lost.iter().map(|&job| Decision::Stop { job }));
-    let over = warm::over(state, snapshot);
-    decisions.extend(over.iter().map(|&resident| Decision::Retire { resident }));
+    let mut over = warm::over(state, snapshot);
+    over.extend(warm::giving_way(state, &over));
+    decisions.extend(over.iter().map(|&(resident, why)| Decision::Retire { resident, why }));
     if state.phase != Phase::Running || !state.may_start {
         return decisions;
     }
@@ -80,6 +105,18 @@ pub fn plan(state: &State, snapshot: &Snapshot) -> Vec<Decision> {
         decisions.push(Decision::Check { devices: planner.checks });
     }
     decisions
+}
+
+/// The devices that what waits could use, did others not use them: a director of this host that has one lets it go in its
+/// turn when it hears of that.
+pub fn wanted(state: &State, snapshot: &Snapshot) -> BTreeSet<DeviceId> {
+    if state.phase != Phase::Running || !state.may_start {
+        return BTreeSet::new();
+    }
+    let mut planner = Planner::new(state, snapshot, &[]);
+    planner.start_waiting();
+    planner.miss_offers();
+    planner.floor.missed().cloned().collect()
 }
 
 /// The running jobs whose device is lost. A device that is missing while the backend can't answer isn't.
@@ -190,6 +227,7 @@ impl<'a> Planner<'a> {
             if !self.call_back(&need, demand.priority.0, count) {
                 self.make_room(job, &need);
             }
+            self.floor.miss(&need);
             self.floor.keep(&need);
             return false;
         };
@@ -295,6 +333,23 @@ impl<'a> Planner<'a> {
                 *self.placed.entry(route.clone()).or_default() += 1;
                 self.floor.take(&places, &need, Taking::Promised);
                 self.ask(&places);
+            }
+        }
+    }
+
+    /// Notes what the first offer of each route could have, did others not use it.
+    fn miss_offers(&mut self) {
+        if !self.state.may_claim {
+            return;
+        }
+        for (route, _) in self.state.offers() {
+            let full = route.max_running.is_some_and(|most| self.running_of(&route.name) >= most);
+            if full || self.warm.serves(route) || refusal(route, self.snapshot).is_some() {
+                continue;
+            }
+            let need = Need::of(&Demand::of(route), self.snapshot);
+            if self.floor.place(&need).is_none() {
+                self.floor.miss(&need);
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, HostMode, Snapshot}
 use crate::fault::{self, Next};
 use crate::inbox::{Candidate, CandidateKey};
 use crate::item::{JobId, Outcome, Stage, Step, StopWhy};
-use crate::plan::{Decision, plan, refusal};
+use crate::plan::{Decision, Parting, plan, refusal};
 use crate::state::{Job, Phase, State};
 use crate::units::{Bytes, Moment};
 use crate::worker::{End, Report, Said};
@@ -98,6 +98,8 @@ struct World {
     /// Further slots that were given, and those that were called back.
     grown: u64,
     shrunk: u64,
+    /// Residents that left for another director.
+    gave_way: u64,
     trace: Vec<String>,
 }
 
@@ -165,6 +167,7 @@ impl World {
             started: Vec::new(),
             grown: 0,
             shrunk: 0,
+            gave_way: 0,
             trace: Vec::new(),
         };
         world.state.observe(&world.snapshot);
@@ -188,7 +191,8 @@ impl World {
         self.advance(span);
         match self.chance.below(100) {
             0..22 => self.arrive(),
-            22..50 => self.spool_answers(),
+            22..46 => self.spool_answers(),
+            46..50 => self.meet_others(),
             50..68 => self.worker_ends(),
             68..72 => self.resident_lives(),
             72..76 => self.slots_live(),
@@ -251,7 +255,10 @@ impl World {
             Decision::Start { job, on } => self.start(job, on),
             Decision::Warm { job, on } => self.warm(job, on),
             Decision::Hand { jobs, to } => self.hand(jobs, to),
-            Decision::Retire { resident } => self.state.resident_retires(resident),
+            Decision::Retire { resident, why } => {
+                self.state.resident_retires(resident);
+                self.gave_way += u64::from(why == Parting::OtherDirector);
+            }
             Decision::Grow { job, on } => self.grow(job, on),
             Decision::Shrink { job, slot } => {
                 self.state.recall(job, slot);
@@ -554,6 +561,7 @@ impl World {
         let span = if idle { next.max(Duration::from_secs(20)) } else { Duration::from_millis(5) };
         self.advance(span);
         self.sweep();
+        self.meet_others();
         self.decide();
         for _ in 0..self.spool.len() {
             self.spool_answers();

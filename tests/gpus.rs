@@ -472,6 +472,89 @@ fn a_director_leaves_a_gpu_to_another_after_its_turn() {
     farm.standin.assert_no_setter();
 }
 
+/// A route whose worker stays, for as long as nobody else needs its GPU; each item takes it so many seconds.
+fn resident(name: &str, seconds: f32) -> String {
+    let helper = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python");
+    let script = format!(
+        "import sys, time\nsys.path.insert(0, {helper:?})\nfrom gamdok_worker import serve\n\
+         serve(lambda item: time.sleep({seconds}))\n"
+    );
+    let command = json!(["python3", "-c", script]);
+    format!(
+        "[[route]]\nname = \"{name}\"\nmatch = [\"{name}*\"]\nmode = \"resident\"\nkill_grace = \"5s\"\n\
+         resident = {{ idle_timeout = \"1h\" }}\ncommand = {command}\n"
+    )
+}
+
+/// Has one item done by a worker that stays.
+fn warm_up(farm: &Farm) -> u32 {
+    farm.drop_all(&["w-first"]);
+    farm.until_done(1);
+    let status = farm.world.until("it is idle", |status| status["residents"][0]["state"] == "idle");
+    status["residents"][0]["pid"].as_u64().expect("its pid") as u32
+}
+
+const FOR_ANOTHER: &str = "another director of this host waits for its device";
+
+#[test]
+fn an_idle_worker_leaves_its_gpu_to_another_director() {
+    let mut farm = Farm::new(&[Gpu::idle(1)], "", &resident("w", 0.0));
+    let other = neighbour(&farm, "", &gated("b", ""));
+    let (first, second) = (farm.world.start(), other.start());
+    let pid = warm_up(&farm);
+    // What the model holds is all that the other one sees, and it waits for that before it ever tries the lock.
+    farm.host.process(pid, "python3");
+    farm.change(|state| {
+        state.gpus[0].used = 20 * GIB;
+        state.gpus[0].processes = vec![("compute", pid, 20 * GIB)];
+    });
+    other.until("it sees that", |status| devices(&status["devices"])[0].starts_with("1 busy: 20.0 GiB held by pid"));
+    assert!(!first.log().contains(FOR_ANOTHER), "nothing waits yet");
+    other.drop_file("b", b"x");
+    farm.world.until("the worker is gone", |status| status["residents"].as_array().is_some_and(Vec::is_empty));
+    assert!(first.log().contains(FOR_ANOTHER), "{}", first.log());
+    farm.host.ended(pid);
+    farm.change(|state| state.gpus[0] = Gpu::idle(1));
+    other.until("it runs", |status| running(status) == ["b on 1"]);
+    farm.open("b", 0);
+    other.until("it is done", |status| status["counts"]["done"] == 1);
+    assert_eq!(second.stop(), 0);
+    farm.end(first);
+}
+
+#[test]
+fn an_idle_worker_leaves_its_gpu_to_a_map() {
+    let farm = Farm::new(&[Gpu::idle(1)], "", &resident("w", 0.0));
+    let other = neighbour(&farm, "", "");
+    let first = farm.world.start();
+    warm_up(&farm);
+    assert_eq!(other.ok(&["map", "--gpus", "1", "--", "echo", "{}", ":::", "one"]), "one\n");
+    assert!(first.log().contains(FOR_ANOTHER), "{}", first.log());
+    farm.end(first);
+}
+
+#[test]
+fn workers_of_two_directors_take_turns() {
+    let farm = Farm::new(&[Gpu::idle(1)], "", &resident("w", 0.2));
+    let other = neighbour(&farm, "", &resident("w", 0.2));
+    let names: Vec<String> = (0..300).map(|n| format!("w-{n:03}")).collect();
+    names.iter().for_each(|name| farm.world.drop_file(name, b"x"));
+    let first = farm.world.start();
+    let done = |world: &World| world.status()["counts"]["done"].as_u64().expect("a count");
+    farm.world.until("it is at work", |status| status["counts"]["done"].as_u64() > Some(0));
+    let second = other.start();
+    other.drop_file("w-other", b"x");
+    other.until("the other has its turn", |status| status["counts"]["done"] == 1);
+    let left = done(&farm.world);
+    assert!(left < 290, "{left} were done before");
+    farm.world.until("the first has its turn again", |status| status["counts"]["done"].as_u64() > Some(left));
+    for world in [&farm.world, &other] {
+        assert_eq!(world.status()["counts"]["failed"], 0);
+    }
+    drop((first, second));
+    farm.standin.assert_no_setter();
+}
+
 #[test]
 fn a_worker_that_outlives_its_director_keeps_the_gpu() {
     let farm = Farm::new(&[Gpu::idle(1)], "", &gated("a", ""));

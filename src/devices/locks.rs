@@ -4,6 +4,9 @@
 //! A lock is one open file description: every copy of the descriptor, a child's too, holds it; the last close frees it.
 //! Where several folders are usable the lock is taken in each, in the same order, so directors that see only some of
 //! them still meet.
+//!
+//! Who waits for a device that another one uses holds a second lock of it, a shared one on a file beside: its sign, gone
+//! with its process. Whoever uses the device looks for signs by asking for that lock alone.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -45,8 +48,9 @@ pub struct Locks {
 /// How long a director goes on using a device that another one waits for. A hand-over costs up to a second of the
 /// device's time, since whoever waits tries once a second.
 const TURN: Duration = Duration::from_secs(10);
-/// How long it then leaves the device alone before it goes on after all.
-const YIELD: Duration = Duration::from_secs(3);
+/// How long it then leaves the device alone before it goes on after all: whoever waits must see it clean twice, a second
+/// apart, before it takes it.
+const YIELD: Duration = Duration::from_secs(5);
 /// A director that hasn't tried for so long waits no more.
 const WAITING: Duration = Duration::from_secs(3);
 
@@ -97,6 +101,8 @@ impl Locks {
     /// Takes the device's lock for one lease. With work in hand a director would take it again within milliseconds, and
     /// nobody else would ever get it: so after its turn it leaves the device to whoever waits.
     pub fn take(&mut self, id: &DeviceId, now: Moment) -> Result<Vec<Arc<OwnedFd>>, Held> {
+        // Our own sign would pass for another's.
+        self.waiting.remove(id);
         let turn = self.turns.get(id).copied().filter(|turn| now.since(turn.since) >= TURN);
         if let Some(turn) = turn
             && self.is_awaited(id)
@@ -110,7 +116,6 @@ impl Locks {
         }
         match self.try_hold(id) {
             Ok(fds) => {
-                self.waiting.remove(id);
                 self.turns.entry(id.clone()).or_insert(Turn { since: now, yields: None }).yields = None;
                 Ok(fds)
             }
@@ -122,31 +127,44 @@ impl Locks {
         }
     }
 
+    /// Lets the others know that we would like to have a device, until `stop_waiting` or until we have it.
+    pub fn wait_for(&mut self, id: &DeviceId, now: Moment) {
+        if !has_lock(id) {
+            return;
+        }
+        let (signs, tried) = self.waiting.entry(id.clone()).or_default();
+        *tried = now;
+        // Where somebody looked for signs at that very moment there was none to be had; the next time there is.
+        if signs.len() < self.folders.len() {
+            let name = waiting_name(id);
+            let sign = |folder: &Folder| folder.try_flock(&name, FlockOperation::NonBlockingLockShared).ok();
+            *signs = self.folders.iter().filter_map(sign).collect();
+        }
+    }
+
     /// Lets the others know that we don't wait for a device any more, where we haven't tried for some time.
     pub fn stop_waiting(&mut self, now: Moment) {
         self.waiting.retain(|_, (_, tried)| now.since(*tried) < WAITING);
     }
 
-    fn wait_for(&mut self, id: &DeviceId, now: Moment) {
-        if let Some((_, tried)) = self.waiting.get_mut(id) {
-            *tried = now;
-            return;
-        }
-        let sign = |folder: &Folder| folder.try_flock(&waiting_name(id), FlockOperation::NonBlockingLockShared).ok();
-        let signs: Vec<OwnedFd> = self.folders.iter().filter_map(sign).collect();
-        self.waiting.insert(id.clone(), (signs, now));
+    /// The same for all of them: nothing of ours waits.
+    pub fn wait_for_none(&mut self) {
+        self.waiting.clear();
     }
 
-    fn is_awaited(&self, id: &DeviceId) -> bool {
+    /// Whether another director waits for a device of ours.
+    pub fn is_awaited(&self, id: &DeviceId) -> bool {
+        if !has_lock(id) {
+            return false;
+        }
         let name = waiting_name(id);
         let tried = |folder: &Folder| folder.try_flock(&name, FlockOperation::NonBlockingLockExclusive).err();
         self.folders.iter().any(|folder| tried(folder) == Some(Errno::WOULDBLOCK))
     }
 
     /// Takes the device's lock, or shares the one our own leases hold. The lock lasts as long as the descriptors.
-    /// Only real GPUs have one: CPU slots and simulated devices are each director's own.
     pub fn try_hold(&mut self, id: &DeviceId) -> Result<Vec<Arc<OwnedFd>>, Held> {
-        if *id == DeviceId::cpu() || id.0.starts_with("SIM-") {
+        if !has_lock(id) {
             return Ok(Vec::new());
         }
         let shared: Option<Vec<_>> = self.held.get(id).and_then(|fds| fds.iter().map(Weak::upgrade).collect());
@@ -235,6 +253,11 @@ impl Folder {
         let file = self.path.join(name);
         Held(format!("its lock file {} can't be used: {}", file.display(), io::Error::from(error)))
     }
+}
+
+/// Only real GPUs have a lock: CPU slots and simulated devices are each director's own.
+fn has_lock(id: &DeviceId) -> bool {
+    *id != DeviceId::cpu() && !id.0.starts_with("SIM-")
 }
 
 /// A folder for everybody, like `/tmp`: not a link, since anybody may have put one there.
@@ -339,11 +362,64 @@ mod tests {
         drop(theirs.take(&gpu("x"), at(205)).unwrap());
         assert!(theirs.take(&gpu("x"), at(211)).is_err());
         // Whoever waits and doesn't come forfeits it.
-        assert!(theirs.take(&gpu("x"), at(213)).is_err());
-        assert!(theirs.take(&gpu("x"), at(214)).is_ok());
+        assert!(theirs.take(&gpu("x"), at(215)).is_err());
+        assert!(theirs.take(&gpu("x"), at(216)).is_ok());
         // Whoever waits no more is waited for no more.
         ours.stop_waiting(at(230));
         assert!(theirs.take(&gpu("x"), at(231)).is_ok());
+    }
+
+    #[test]
+    fn whoever_waits_is_seen_until_it_has_the_device_or_waits_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = [dir.path().join("a"), dir.path().join("b")];
+        let (mut ours, mut theirs) = (Locks::in_folders(&folders), Locks::in_folders(&folders[1..]));
+        let at = |seconds| Moment(Duration::from_secs(seconds));
+        assert!(!ours.is_awaited(&gpu("x")));
+        theirs.wait_for(&gpu("x"), at(0));
+        assert!(ours.is_awaited(&gpu("x")) && !ours.is_awaited(&gpu("y")));
+        // Looking takes nothing away, and several may wait.
+        ours.wait_for(&gpu("x"), at(0));
+        assert!(ours.is_awaited(&gpu("x")));
+        theirs.wait_for(&gpu("x"), at(2));
+        theirs.stop_waiting(at(4));
+        ours.wait_for_none();
+        assert!(ours.is_awaited(&gpu("x")));
+        theirs.stop_waiting(at(5));
+        assert!(!ours.is_awaited(&gpu("x")));
+        theirs.wait_for(&gpu("x"), at(6));
+        drop(theirs.take(&gpu("x"), at(6)).unwrap());
+        assert!(!ours.is_awaited(&gpu("x")));
+        // A sign ends with its process.
+        theirs.wait_for(&gpu("x"), at(7));
+        drop(theirs);
+        assert!(!ours.is_awaited(&gpu("x")));
+    }
+
+    #[test]
+    fn a_sign_that_was_not_to_be_had_is_had_the_next_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = [dir.path().join("a")];
+        let (ours, mut theirs) = (Locks::in_folders(&folders), Locks::in_folders(&folders));
+        let name = waiting_name(&gpu("x"));
+        let look = ours.folders[0].try_flock(&name, FlockOperation::NonBlockingLockExclusive).unwrap();
+        theirs.wait_for(&gpu("x"), Moment::default());
+        drop(look);
+        assert!(!ours.is_awaited(&gpu("x")));
+        theirs.wait_for(&gpu("x"), Moment::default());
+        assert!(ours.is_awaited(&gpu("x")));
+    }
+
+    /// One that waited while another one used the device doesn't wait for itself once it is its own.
+    #[test]
+    fn nobody_leaves_a_device_to_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = [dir.path().join("a")];
+        let mut ours = Locks::in_folders(&folders);
+        let at = |seconds| Moment(Duration::from_secs(seconds));
+        drop(ours.take(&gpu("x"), at(0)).unwrap());
+        ours.wait_for(&gpu("x"), at(20));
+        assert!(ours.take(&gpu("x"), at(20)).is_ok());
     }
 
     #[test]
@@ -382,5 +458,7 @@ mod tests {
         let mut locks = Locks::default();
         assert!(locks.try_hold(&DeviceId::cpu()).unwrap().is_empty());
         assert!(locks.try_hold(&DeviceId("SIM-0".into())).unwrap().is_empty());
+        locks.wait_for(&DeviceId::cpu(), Moment::default());
+        assert!(locks.waiting.is_empty() && !locks.is_awaited(&DeviceId::cpu()));
     }
 }

@@ -162,6 +162,8 @@ struct Director {
     heard_at: Moment,
     /// It hangs in the driver, and the devices are unknown for that.
     prober_hangs: bool,
+    /// When the other directors of this host were last told and heard.
+    met_others_at: Moment,
     /// Failed attempts whose devices are being looked at.
     unjudged: Vec<attempts::Unjudged>,
     /// Who waits until a cordon is written down, in the order in which they asked.
@@ -321,7 +323,7 @@ impl Director {
             Decision::Start { job, on } => self.start(job, on),
             Decision::Warm { job, on } => self.warm(job, on),
             Decision::Hand { jobs, to } => self.hand(jobs, to),
-            Decision::Retire { resident } => self.retire(resident),
+            Decision::Retire { resident, why } => self.retire(resident, why),
             Decision::Grow { job, on } => self.grow(job, on),
             Decision::Shrink { job, slot } => self.shrink(job, slot),
             Decision::Stop { job } => self.stop(job, StopWhy::DeviceLost),
@@ -417,6 +419,7 @@ impl Director {
         self.log_verdict_changes(&snapshot);
         self.state.observe(&snapshot);
         self.snapshot = snapshot;
+        self.meet_others();
         self.note_peaks();
         self.note_energy();
         self.judge_failed();
@@ -585,11 +588,18 @@ impl Director {
             .filter(|(id, device)| !device.leases.held.is_empty() && **id != DeviceId::cpu())
             .map(|(id, _)| id.clone())
             .collect();
-        let work_waits = self.state.waiting().next().is_some() || self.state.offers().next().is_some();
+        let work_waits = self.work_waits();
+        if !work_waits {
+            self.locks.wait_for_none();
+        }
         if self.attended != (leased.clone(), work_waits) {
             self.attended = (leased.clone(), work_waits);
             self.to_prober(prober::Ask::Attend { leased, work_waits });
         }
+    }
+
+    fn work_waits(&self) -> bool {
+        self.state.waiting().next().is_some() || self.state.offers().next().is_some()
     }
 
     // What is told to the others. Each of them lives until this thread lets it go; one that died took its health with it.

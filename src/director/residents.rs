@@ -1,6 +1,6 @@
 //! Resident workers: started where the planner says, handed batches, sent away; and what they tell of themselves.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
@@ -9,9 +9,13 @@ use super::attempts::{Holder, uuids, words};
 use super::{Director, Running};
 use crate::devices::{Cordon, CordonBy, DeviceId};
 use crate::item::{ItemName, JobDir, JobId, Stage, Step, StopWhy};
+use crate::plan::{self, Parting};
 use crate::spool;
 use crate::state::{Resident, ResidentId, Warmth};
 use crate::worker::{self, End, News, ResidentLaunch};
+
+/// Looks at the devices come in bursts; of the other directors once in a while is enough.
+const MEETING: Duration = Duration::from_millis(900);
 
 /// A batch whose attempts are being written down before it can go.
 pub(super) struct Forming {
@@ -75,6 +79,21 @@ impl Director {
         if self.state.cordon(&device).is_none() {
             self.state.device_mut(&device).cordon = Some(cordon);
         }
+    }
+
+    /// Tells the other directors of this host what waits for their devices here, and hears for which of its residents'
+    /// devices they wait. The prober looks once a second while there is either: nothing wakes up for this.
+    pub(super) fn meet_others(&mut self) {
+        let now = self.state.now;
+        if now < self.met_others_at + MEETING {
+            return;
+        }
+        self.met_others_at = now;
+        if self.work_waits() {
+            plan::wanted(&self.state, &self.snapshot).iter().for_each(|id| self.locks.wait_for(id, now));
+        }
+        let ours: BTreeSet<DeviceId> = self.state.residents().flat_map(|(_, it)| &it.on).cloned().collect();
+        self.state.set_awaited(ours.into_iter().filter(|id| self.locks.is_awaited(id)).collect());
     }
 
     /// Hands jobs to a resident as one batch, once the attempts of all of them are on disk.
@@ -142,7 +161,10 @@ impl Director {
         }
     }
 
-    pub(super) fn retire(&mut self, id: ResidentId) {
+    pub(super) fn retire(&mut self, id: ResidentId, why: Parting) {
+        if let Some(resident) = self.state.resident(id) {
+            info!(resident = %id, route = resident.route.name, reason = why.words(), "sending a resident worker away");
+        }
         self.state.resident_retires(id);
         if let Some(handle) = self.residents.get(&id) {
             handle.retire();

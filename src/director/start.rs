@@ -202,6 +202,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         watchdog,
         watchdog_at: Moment::default(),
         heard_at: clock.now(),
+        met_others_at: Moment::default(),
         prober_hangs: false,
         unjudged: Vec::new(),
         cordoning: VecDeque::new(),

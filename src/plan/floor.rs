@@ -77,6 +77,8 @@ pub(super) struct Spot<'a> {
     /// Kept for this job.
     kept: Option<JobId>,
     cordoned: bool,
+    /// An item that has to wait could have it, did nobody else use it.
+    missed: bool,
 }
 
 /// Why a device doesn't do for an item.
@@ -125,6 +127,7 @@ impl Spot<'_> {
             reserved: Bytes(0),
             kept: None,
             cordoned: state.cordon_of(reading).is_some(),
+            missed: false,
         };
         spot.reserved = held.iter().map(|lease| lease.memory.unwrap_or(spot.share())).sum();
         spot
@@ -361,6 +364,21 @@ impl<'a> Floor<'a> {
             self.spots[at].kept = need.job;
         }
         self.keeping = true;
+    }
+
+    /// An item has to wait: it could have the devices that others use, none of ours among them.
+    pub(super) fn miss(&mut self, need: &Need) {
+        let avoiding = self.avoiding(need);
+        let used = |spot: &Spot| matches!(spot.verdict, Verdict::Busy(_)) && !spot.doubtful && spot.leases == 0;
+        let could = |spot: &Spot| used(spot) && spot.is_for(need) && spot.reading.kind.is_gpu();
+        let wanted = |spot: &Spot| !avoiding || !need.avoid.contains(&spot.reading.id);
+        let missed = self.spots.iter_mut().filter(|spot| need.pool == Pool::Gpu && could(spot) && wanted(spot));
+        missed.for_each(|spot| spot.missed = true);
+    }
+
+    /// The devices that were missed in this plan.
+    pub(super) fn missed(&self) -> impl Iterator<Item = &'a DeviceId> {
+        self.spots.iter().filter(|spot| spot.missed).map(|spot| &spot.reading.id)
     }
 
     /// The devices that would do for an item, were fewer of our own workers on them.

@@ -15,7 +15,8 @@ use crate::world::fixtures::{candidate, gib, job_id, key, reading, record, route
 const NOW: f64 = 1000.0;
 
 /// A host in a few words. Rules: `slots=2 policy=pack cpu=4 mode=cpu trouble paused noclaims away last=gpu1`.
-/// A device a line: `gpu0 total=80 used=1 resting temp=40 stale asked exited cordoned excluded lost nomemory`, also `mig0`, `sim0`, `gone0`.
+/// A device a line: `gpu0 total=80 used=1 resting temp=40 stale asked exited cordoned locked others excluded lost nomemory`, also `mig0`, `sim0`,
+/// `gone0`.
 /// A job a line, in the order of arrival: `a gpus=2 mem=20 prio=1 route=x max=1 nofallback avoid=gpu0,gpu1` and one of
 /// `on=gpu0,gpu1` (runs), `stopping=gpu0`, `claiming`, `offered`, `later`, `due`; without one it waits. One that runs may be a line
 /// file: `ahead further=gpu1,gpu2 recalled=1`.
@@ -119,6 +120,21 @@ impl Host {
                     let reason = "by hand".to_owned();
                     device.cordon = Some(Cordon { by: CordonBy::Hand, since: seconds(1.0), reason });
                 }
+                "locked" => {
+                    let (since, reason) = (seconds(NOW), "pid 9".to_owned());
+                    device.cordon = Some(Cordon { by: CordonBy::OtherDirector, since, reason });
+                }
+                "others" => {
+                    reading.processes = Some(vec![crate::devices::GpuProcess {
+                        pid: 411,
+                        kind: crate::devices::ProcessKind::Compute,
+                        memory: None,
+                        name: Some("jupyter".to_owned()),
+                        user: None,
+                        group: Some(411),
+                        job: None,
+                    }]);
+                }
                 "excluded" => reading.excluded = Some("excluded by the configuration".to_owned()),
                 "lost" => reading.health.lost = true,
                 "nomemory" => (reading.memory_total, reading.memory_used) = (None, None),
@@ -193,7 +209,7 @@ impl Host {
             Decision::Hand { jobs, to } => {
                 format!("{} to r{}", jobs.iter().map(name).collect::<Vec<_>>().join("+"), to.0.timestamp_ms())
             }
-            Decision::Retire { resident } => format!("retire r{}", resident.0.timestamp_ms()),
+            Decision::Retire { resident, .. } => format!("retire r{}", resident.0.timestamp_ms()),
             Decision::Grow { job, on } => format!("{} also on {}", name(job), list(on)),
             Decision::Shrink { job, slot } => format!("{} leaves slot {slot}", name(job)),
             Decision::Stop { job } => format!("stop {}", name(job)),
@@ -222,6 +238,39 @@ fn check_why(rules: &str, devices: &[&str], jobs: &[&str], name: &str, expected:
         }
     };
     assert_eq!(found, expected);
+}
+
+/// Which devices are missed by what waits.
+#[track_caller]
+fn check_wanted(rules: &str, devices: &[&str], jobs: &[&str], expected: &[&str]) {
+    let host = Host::new(rules, devices, jobs);
+    let found: Vec<String> = wanted(&host.state, &host.snapshot).iter().map(short).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn what_others_use_is_wanted_by_what_waits_and_could_have_it() {
+    check_wanted("", &["gpu0 others"], &["a"], &["gpu0"]);
+    check_wanted("", &["gpu0 locked"], &["a"], &["gpu0"]);
+    check_wanted("", &["gpu0 locked"], &["a offered"], &["gpu0"]);
+    check_wanted("", &["gpu0 locked", "gpu1 others"], &["a"], &["gpu0", "gpu1"]);
+    check_wanted("", &["gpu0 locked"], &[], &[]);
+    // It has another one, needs none, may not yet, or isn't the first in its route's limit.
+    check_wanted("", &["gpu0 locked", "gpu1"], &["a"], &[]);
+    check_wanted("", &["gpu0 locked", "gpu1 stale"], &["a"], &[]);
+    check_wanted("", &["gpu0 locked", "gpu1"], &["a", "b"], &["gpu0"]);
+    check_wanted("", &["gpu0 locked"], &["a gpus=0"], &[]);
+    check_wanted("", &["gpu0 locked"], &["a later"], &[]);
+    check_wanted("", &["gpu0 locked", "gpu1"], &["a max=1 on=gpu1", "b route=a max=1"], &[]);
+    check_wanted("", &["gpu0 locked", "gpu1"], &["a gpus=2"], &["gpu0"]);
+    // Too small, avoided, out for another reason, or ours with somebody else beside us.
+    check_wanted("", &["gpu0 locked total=24"], &["a mem=30"], &[]);
+    check_wanted("", &["gpu0 others", "gpu1 others"], &["a avoid=gpu0"], &["gpu1"]);
+    check_wanted("", &["gpu0 cordoned", "gpu1 lost", "gpu2 excluded"], &["a"], &[]);
+    check_wanted("slots=2", &["gpu0 others"], &["a on=gpu0", "b"], &[]);
+    let mut paused = Host::new("", &["gpu0 locked"], &["a"]);
+    paused.state.phase = Phase::Paused;
+    assert!(wanted(&paused.state, &paused.snapshot).is_empty());
 }
 
 #[test]

@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use super::Decision;
 use super::floor::Floor;
+use super::{Decision, Parting};
 use crate::config::Route;
-use crate::devices::Snapshot;
+use crate::devices::{DeviceId, Snapshot};
 use crate::item::{JobId, Stage};
 use crate::state::{Demand, Job, PATIENCE, Phase, Pool, Resident, ResidentId, State, Warmth, is_same};
 use crate::units::Moment;
@@ -89,8 +89,9 @@ impl<'a> Warm<'a> {
     }
 
     /// These are sent away already.
-    pub(super) fn dismiss(&mut self, over: &[ResidentId]) {
-        self.seats.iter_mut().filter(|seat| over.contains(&seat.id)).for_each(|seat| seat.leaving = true);
+    pub(super) fn dismiss(&mut self, over: &[(ResidentId, Parting)]) {
+        let is_over = |seat: &&mut Seat| over.iter().any(|(id, _)| *id == seat.id);
+        self.seats.iter_mut().filter(is_over).for_each(|seat| seat.leaving = true);
     }
 
     /// Finds a worker for a waiting job.
@@ -137,6 +138,11 @@ impl<'a> Warm<'a> {
             self.on_starting.len() - 1
         });
         &mut self.on_starting[at].1
+    }
+
+    /// Whether items of the route have a worker, be it a busy one.
+    pub(super) fn serves(&self, route: &Arc<Route>) -> bool {
+        self.seats.iter().any(|seat| !seat.leaving && seat.resident.serves(route))
     }
 
     /// How many workers of a route live, or are started by this plan.
@@ -188,7 +194,7 @@ impl<'a> Warm<'a> {
         let seat = self.seats.iter_mut().filter(spared).min_by_key(order)?;
         (seat.leaving, seat.awaited) = (true, true);
         seat.forming.clear();
-        Some(Decision::Retire { resident: seat.id })
+        Some(Decision::Retire { resident: seat.id, why: Parting::OtherRoute })
     }
 
     /// Why a job of a resident route waits, when that is for a worker.
@@ -230,23 +236,51 @@ fn is_wanted(route: &Arc<Route>, state: &State) -> bool {
 }
 
 /// The residents whose time is over by itself: too long idle, at the end of their items, of a route that is no more, on a
-/// device that somebody else wants or that has turned bad, or with a director that ends.
-pub(super) fn over(state: &State, snapshot: &Snapshot) -> Vec<ResidentId> {
+/// device that somebody else is on or that has turned bad, or with a director that ends.
+pub(super) fn over(state: &State, snapshot: &Snapshot) -> Vec<(ResidentId, Parting)> {
     let ends = matches!(state.phase, Phase::Draining | Phase::Stopping);
-    let is_over = |resident: &Resident| {
+    let parting = |resident: &Resident| {
         if resident.warmth == Warmth::Retiring || !resident.jobs.is_empty() {
-            return false;
+            return None;
         }
         let spent = resident.route.resident.max_items.is_some_and(|most| most <= resident.served);
         let idle = resident.idles_until().is_some_and(|until: Moment| until <= state.now);
-        let stale = !state.is_current(&resident.route) && !is_wanted(&resident.route, state);
+        let stale = !state.is_current(&resident.route);
+        if ends || spent || ((stale || idle) && !is_wanted(&resident.route, state)) {
+            return Some(Parting::Over);
+        }
         let starting = resident.warmth == Warmth::Starting;
-        ends || spent
-            || stale
-            || (idle && !is_wanted(&resident.route, state))
-            || (!starting && unwelcome(resident, state, snapshot))
+        (!starting && unwelcome(resident, state, snapshot)).then_some(Parting::Unwelcome)
     };
-    state.residents().filter(|(_, it)| is_over(it)).map(|(id, _)| id).collect()
+    state.residents().filter_map(|(id, it)| Some((id, parting(it)?))).collect()
+}
+
+/// The residents of one device that another director waits for. It is treated like an item of another route: who has
+/// nothing to do goes at once, who is wanted here after its turn, with what it has in hand done. One device at a time,
+/// since nobody knows how many of them the other one needs; and only where nothing else of ours would keep the lock.
+pub(super) fn giving_way(state: &State, over: &[(ResidentId, Parting)]) -> Vec<(ResidentId, Parting)> {
+    let leaves = |id: ResidentId, it: &Resident| it.warmth == Warmth::Retiring || over.iter().any(|(o, _)| *o == id);
+    let on_awaited = |it: &Resident| it.on.iter().any(|device| state.is_awaited(device));
+    let one_leaves = state.residents().any(|(id, it)| leaves(id, it) && on_awaited(it));
+    if one_leaves || state.gave_way_until().is_some_and(|until| state.now < until) {
+        return Vec::new();
+    }
+    let may_go = |resident: &Resident| match resident.warmth {
+        Warmth::Ready { .. } if resident.jobs.is_empty() && !is_wanted(&resident.route, state) => true,
+        Warmth::Ready { .. } => resident.may_be_replaced_at().is_some_and(|from| from <= state.now),
+        Warmth::Starting | Warmth::Retiring => false,
+    };
+    let residents_of = |device: &DeviceId| -> Option<Vec<(ResidentId, &Resident)>> {
+        let held = &state.device(device)?.leases.held;
+        let all: Option<Vec<_>> = held.iter().map(|it| Some((it.job, state.resident(it.job)?))).collect();
+        all.filter(|all| !all.is_empty() && all.iter().all(|(_, it)| may_go(it)))
+    };
+    let order = |all: &Vec<(ResidentId, &Resident)>| {
+        let busy = all.iter().any(|(_, it)| !it.jobs.is_empty());
+        (busy, all.iter().map(|(_, it)| it.idle_since).max())
+    };
+    let first = state.awaited().filter_map(residents_of).min_by_key(order);
+    first.into_iter().flatten().map(|(id, _)| (id, Parting::OtherDirector)).collect()
 }
 
 /// Whether one of its devices should be left: it is gone or taken out, or somebody else is on it.

@@ -1,7 +1,7 @@
 //! The resident workers as the state knows them: processes that stay on their devices, hold their leases and take
 //! attempts one after another. Invariant: a job that a resident has holds no lease of its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,6 +105,10 @@ pub(super) struct Residents {
     pub(super) all: BTreeMap<ResidentId, Resident>,
     /// How long an item takes, a moving average, by route.
     pace: HashMap<String, Duration>,
+    /// Devices of theirs that another director waits for.
+    awaited: BTreeSet<DeviceId>,
+    /// When one last left such a device.
+    gave_way: Option<Moment>,
 }
 
 impl State {
@@ -161,6 +165,9 @@ impl State {
             let leases = &mut self.devices.entry(device.clone()).or_default().leases;
             leases.held.retain(|lease| lease.job != id);
             leases.last_exit = Some(self.now);
+            if self.residents.awaited.remove(device) {
+                self.residents.gave_way = Some(self.now);
+            }
         }
         Some(resident)
     }
@@ -228,6 +235,24 @@ impl State {
         next.min()
     }
 
+    /// Takes in for which of its residents' devices another director waits.
+    pub fn set_awaited(&mut self, devices: BTreeSet<DeviceId>) {
+        self.residents.awaited = devices;
+    }
+
+    pub fn awaited(&self) -> impl Iterator<Item = &DeviceId> {
+        self.residents.awaited.iter()
+    }
+
+    pub fn is_awaited(&self, device: &DeviceId) -> bool {
+        self.residents.awaited.contains(device)
+    }
+
+    /// Until when whoever waits takes what was left to it, before it is left more.
+    pub fn gave_way_until(&self) -> Option<Moment> {
+        self.residents.gave_way.map(|at| at + TAKING)
+    }
+
     /// The routes of the configuration, whenever it changes.
     pub fn set_routes(&mut self, routes: Vec<Arc<Route>>) {
         self.routes = routes;
@@ -246,3 +271,6 @@ impl State {
 
 /// So long an item waits for a warm worker that is busy before another is started for it.
 pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// So long another director may take to see that a device is free now, and to get it.
+const TAKING: Duration = Duration::from_secs(5);

@@ -1,8 +1,10 @@
 //! The devices of the world: as they are, as they change, and as the director gets to see them.
 
+use std::collections::BTreeSet;
+
 use super::World;
 use super::fixtures::gib;
-use crate::devices::{Cordon, CordonBy, DeviceKind, GpuProcess, HostMode, ProcessKind, Reading};
+use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, GpuProcess, HostMode, ProcessKind, Reading};
 use crate::fault;
 use crate::units::{Bytes, Moment};
 
@@ -79,6 +81,14 @@ impl World {
             self.snapshot.devices = devices;
         }
         self.state.observe(&self.snapshot);
+    }
+
+    /// Another director waits for some of the residents' devices.
+    pub(super) fn meet_others(&mut self) {
+        let ours: BTreeSet<DeviceId> = self.state.residents().flat_map(|(_, it)| &it.on).cloned().collect();
+        let mut is_awaited = |id: &DeviceId| *id != DeviceId::cpu() && self.chance.percent(50);
+        let awaited = ours.into_iter().filter(|id| is_awaited(id)).collect();
+        self.state.set_awaited(awaited);
     }
 
     fn read(&mut self, at: usize, now: Moment) {

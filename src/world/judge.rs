@@ -8,7 +8,7 @@ use super::{Fate, World};
 use crate::config::Route;
 use crate::devices::{DeviceId, DeviceKind, Verdict};
 use crate::item::{JobId, JobRecord, Stage};
-use crate::plan::{Decision, MAX_AHEAD};
+use crate::plan::{Decision, MAX_AHEAD, Parting};
 use crate::state::{Phase, Pool, ResidentId, State, Warmth};
 use crate::units::Bytes;
 
@@ -40,9 +40,12 @@ impl World {
                     assert!(jobs.iter().all(|job| touched.insert(*job)), "a job is handed over once");
                     self.judge_batch(jobs, *to);
                 }
-                Decision::Retire { resident } => {
+                Decision::Retire { resident, why } => {
                     let warmth = self.state.resident(*resident).expect("a resident").warmth;
                     assert!(warmth != Warmth::Retiring && touched.insert(*resident), "it is sent away once");
+                    if *why == Parting::OtherDirector {
+                        self.judge_giving_way(*resident, decisions);
+                    }
                 }
                 Decision::Shrink { job, slot } => {
                     let shared = self.state.job(*job).expect("a job that runs");
@@ -61,6 +64,22 @@ impl World {
             assert!(!moves || may, "{decision:?} while {:?}", self.state.phase);
         }
         self.judge_claims(decisions);
+    }
+
+    /// For another director one goes that could be spared, and all of what keeps the device's lock goes with it.
+    fn judge_giving_way(&self, id: ResidentId, decisions: &[Decision]) {
+        let resident = self.state.resident(id).expect("a resident");
+        let Warmth::Ready { since } = resident.warmth else { panic!("one that starts, or goes, gives way") };
+        let had_its_turn = self.state.now.since(since) >= Duration::from_secs(10);
+        let waits = self.state.waiting().any(|job| job.route().name == resident.route.name);
+        assert!(had_its_turn || (resident.jobs.is_empty() && !waits), "who is wanted has its turn");
+        let goes = |id: JobId| {
+            let away = |it: &Decision| matches!(it, Decision::Retire { resident, why: Parting::OtherDirector } if *resident == id);
+            decisions.iter().any(away)
+        };
+        let leases = |id: &DeviceId| self.state.device(id).map_or(&[][..], |device| &device.leases.held);
+        let is_left = |id: &DeviceId| self.state.is_awaited(id) && leases(id).iter().all(|lease| goes(lease.job));
+        assert!(resident.on.iter().any(is_left), "nothing is gained by its going");
     }
 
     fn judge_batch(&self, jobs: &[JobId], to: ResidentId) {

@@ -19,7 +19,7 @@ fn every_item_ends_once_whatever_happens() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let one = number("GAMDOK_SEED");
     let seeds = one.map_or(0..number("GAMDOK_SEEDS").unwrap_or(SEEDS), |seed| seed..seed + 1);
-    let (mut ended, mut started, mut grown, mut shrunk) = (0, 0, 0, 0);
+    let (mut ended, mut started, mut grown, mut shrunk, mut gave_way) = (0, 0, 0, 0, 0);
     for seed in seeds {
         let mut world = World::new(seed);
         for _ in 0..EVENTS {
@@ -38,8 +38,10 @@ fn every_item_ends_once_whatever_happens() {
         }
         started += world.started.len() as u64;
         (grown, shrunk) = (grown + world.grown, shrunk + world.shrunk);
+        gave_way += world.gave_way;
     }
     assert!(one.is_some() || (ended > SEEDS * 20 && started > ended), "{ended} ended, {started} started");
+    assert!(one.is_some() || gave_way > SEEDS / 10, "{gave_way} left for another director");
     assert!(one.is_some() || (grown > SEEDS && shrunk > SEEDS / 10), "{grown} further slots, {shrunk} called back");
 }
 

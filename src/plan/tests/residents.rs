@@ -19,7 +19,8 @@ pub(super) fn of_route(route: &mut crate::config::Route, words: &[&str]) {
 }
 
 /// A worker a line: `1 of=a on=gpu0` and one of `starting`, `ready=20` (seconds ago, after a load of `load=4`), `retiring`;
-/// beside it `has=b,c` (a batch each), `served=2`, `since=30` (idle for so long), `stranger` (somebody else uses the GPU).
+/// beside it `has=b,c` (a batch each), `served=2`, `since=30` (idle for so long), `stranger` (somebody else uses the GPU),
+/// `awaited` (another director waits for the GPU).
 fn host(rule: &str, devices: &[&str], jobs: &[&str], residents: &[&str]) -> Host {
     let mut host = Host::new(rule, devices, jobs);
     host.state.set_routes(host.state.jobs().map(|job| job.route().clone()).collect());
@@ -63,6 +64,10 @@ fn host(rule: &str, devices: &[&str], jobs: &[&str], residents: &[&str]) -> Host
             }]);
         }
     }
+    let awaited = residents.iter().filter(|line| line.contains("awaited"));
+    let awaited = awaited
+        .flat_map(|line| device_ids(line.split_whitespace().find_map(|it| it.strip_prefix("on=")).expect("on=")));
+    host.state.set_awaited(awaited.collect());
     host.state.check().expect("the test's own state holds");
     host
 }
@@ -181,6 +186,53 @@ fn it_makes_room_for_others_when_it_has_nothing_to_do_or_has_had_its_turn() {
     check("", &["gpu0"], &["a resident", "b prio=1"], &["1 of=a on=gpu0 starting"], "retire r1");
     // The other item has a device of its own.
     check("", &["gpu0", "gpu1"], &["a resident", "b"], &["1 of=a on=gpu0 ready=60 has=a"], "b on gpu1");
+}
+
+#[test]
+fn another_director_is_treated_like_another_route() {
+    let idle = |words: &str| format!("1 of=a on=gpu0 {words}");
+    let check_without_a = |residents: &[&str], expected: &str| {
+        let mut host = host("slots=2", &["gpu0", "gpu1"], &["a resident idle=600", "b on=gpu1"], residents);
+        host.state.step(job_id(0), Step::Commit { outcome: crate::item::Outcome::Done }).expect("a legal step");
+        assert_eq!(host.plan().replace("r90", "r"), expected, "{residents:?}");
+    };
+    // Idle, it goes at once; one that starts stays, one that goes isn't sent again.
+    check_without_a(&[&idle("ready=3")], "");
+    check_without_a(&[&idle("ready=3 awaited")], "retire r1");
+    check_without_a(&[&idle("starting awaited")], "");
+    check_without_a(&[&idle("retiring awaited")], "");
+    // One device at a time, the one that has been idle for longer first, with all that is on it.
+    check_without_a(&[&idle("ready=3 awaited"), "2 of=a on=gpu1 ready=3"], "retire r1");
+    check_without_a(&[&idle("ready=3 awaited"), "2 of=a on=gpu0 ready=3"], "retire r1, retire r2");
+    check_without_a(&[&idle("ready=3 awaited"), "2 of=a on=gpu0 starting"], "");
+    check_without_a(&[&idle("retiring awaited"), "2 of=a on=gpu0 ready=3"], "");
+    // An item of its own beside it would keep the lock.
+    check_without_a(&["1 of=a on=gpu1 ready=3 awaited"], "");
+    // With items for it, it has its turn first, and what it has in hand is done.
+    check("", &["gpu0"], &["a resident"], &[&idle("ready=9 awaited")], "a to r1");
+    check("", &["gpu0"], &["a resident"], &[&idle("ready=11 awaited")], "retire r1");
+    check("", &["gpu0"], &["a resident"], &[&idle("ready=11 load=20 awaited")], "a to r1");
+    check("", &["gpu0"], &["a resident"], &[&idle("ready=9 awaited has=a")], "");
+    check("", &["gpu0"], &["a resident"], &[&idle("ready=11 awaited has=a")], "retire r1");
+    // Also while nothing new is started.
+    let mut paused = host("", &["gpu0"], &["a resident"], &[&idle("ready=11 awaited")]);
+    paused.state.phase = Phase::Paused;
+    assert_eq!(paused.plan(), "retire r901");
+}
+
+#[test]
+fn the_next_device_is_left_once_the_last_could_be_taken() {
+    let two = ["1 of=a on=gpu0 ready=3 awaited", "2 of=a on=gpu1 ready=5 awaited"];
+    let mut host = host("", &["gpu0", "gpu1"], &["a resident idle=600"], &two);
+    host.state.step(job_id(0), Step::Commit { outcome: crate::item::Outcome::Done }).expect("a legal step");
+    assert_eq!(host.plan(), "retire r902");
+    host.state.resident_retires(job_id(902));
+    assert_eq!(host.plan(), "");
+    host.state.remove_resident(job_id(902)).expect("it was there");
+    host.state.now = seconds(NOW + 4.9);
+    assert_eq!(host.plan(), "");
+    host.state.now = seconds(NOW + 5.0);
+    assert_eq!(host.plan(), "retire r901");
 }
 
 #[test]
