@@ -191,7 +191,8 @@ impl World {
         self.advance(span);
         match self.chance.below(100) {
             0..22 => self.arrive(),
-            22..50 => self.spool_answers(),
+            22..46 => self.spool_answers(),
+            46..50 => self.meet_others(),
             50..68 => self.worker_ends(),
             68..72 => self.resident_lives(),
             72..76 => self.slots_live(),
@@ -560,6 +561,7 @@ impl World {
         let span = if idle { next.max(Duration::from_secs(20)) } else { Duration::from_millis(5) };
         self.advance(span);
         self.sweep();
+        self.meet_others();
         self.decide();
         for _ in 0..self.spool.len() {
             self.spool_answers();

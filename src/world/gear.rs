@@ -92,6 +92,14 @@ impl World {
         self.state.set_awaited(awaited);
     }
 
+    /// Another director waits for some of the residents' devices.
+    pub(super) fn meet_others(&mut self) {
+        let ours: BTreeSet<DeviceId> = self.state.residents().flat_map(|(_, it)| &it.on).cloned().collect();
+        let mut is_awaited = |id: &DeviceId| *id != DeviceId::cpu() && self.chance.percent(50);
+        let awaited = ours.into_iter().filter(|id| is_awaited(id)).collect();
+        self.state.set_awaited(awaited);
+    }
+
     fn read(&mut self, at: usize, now: Moment) {
         let gear = &mut self.gear[at];
         let held = self.state.device(&gear.reading.id).map_or(&[][..], |device| &device.leases.held);
