@@ -81,15 +81,6 @@ impl World {
             self.snapshot.devices = devices;
         }
         self.state.observe(&self.snapshot);
-        self.meet_others();
-    }
-
-    /// Another director waits for some of the residents' devices, now and then.
-    fn meet_others(&mut self) {
-        let ours: BTreeSet<DeviceId> = self.state.residents().flat_map(|(_, it)| &it.on).cloned().collect();
-        let awaited = ours.into_iter().filter(|_| !self.calm && self.chance.percent(15));
-        let awaited = awaited.collect();
-        self.state.set_awaited(awaited);
     }
 
     /// Another director waits for some of the residents' devices.
