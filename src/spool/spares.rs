@@ -7,8 +7,9 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, never};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
@@ -25,6 +26,7 @@ pub(super) struct Spares {
     ready: Receiver<String>,
     paused: Arc<AtomicBool>,
     go: Sender<()>,
+    maker: Option<JoinHandle<()>>,
 }
 
 /// The thread that makes them; it ends with the list.
@@ -42,7 +44,7 @@ impl Spares {
         let (list, ready) = bounded(READY);
         let (go, gone_on) = bounded(1);
         let paused = Arc::new(AtomicBool::new(false));
-        let dir = open(ground.root.dir()).map(Arc::new).and_then(|dir| {
+        let begun = open(ground.root.dir()).map(Arc::new).and_then(|dir| {
             let maker = Maker {
                 ground: ground.clone(),
                 dir: dir.clone(),
@@ -52,13 +54,14 @@ impl Spares {
                 made: 0,
             };
             let thread = std::thread::Builder::new().name("gamdok-spares".to_owned());
-            thread.spawn(move || maker.run()).map_err(|_| Errno::AGAIN)?;
-            Ok(dir)
+            let maker = thread.spawn(move || maker.run()).map_err(|_| Errno::AGAIN)?;
+            Ok((dir, maker))
         });
-        if let Err(error) = &dir {
+        if let Err(error) = &begun {
             tracing::debug!(%error, "no job directories are made ahead");
         }
-        Spares { dir: dir.ok(), ready, paused, go }
+        let (dir, maker) = begun.ok().unzip();
+        Spares { dir, ready, paused, go, maker }
     }
 
     /// Moves one to its place in `claimed/`.
@@ -78,6 +81,16 @@ impl Spares {
         self.paused.store(false, Ordering::Relaxed);
         // One word waits already, or nobody is there for it.
         let _told = self.go.try_send(());
+    }
+}
+
+/// Waits until the last one is made: nothing is written below the root after the spool's end.
+impl Drop for Spares {
+    fn drop(&mut self) {
+        (self.ready, self.go) = (never(), bounded(0).0);
+        if let Some(maker) = self.maker.take() {
+            let _ = maker.join();
+        }
     }
 }
 
