@@ -4,6 +4,7 @@
 //! `cargo run --release --example gcd_pool`
 
 use std::error::Error;
+use std::hint::black_box;
 use std::process::Command;
 use std::time::Instant;
 
@@ -12,6 +13,13 @@ use gamdok::{Pool, Slots};
 const PAIRS: [(u64, u64); 4] = [(1963309, 2265973), (2030677, 3814172), (1551645, 2229620), (2039045, 2020802)];
 
 type Gcds = Result<Vec<u64>, Box<dyn Error>>;
+
+/// So often, that the work outweighs what starting a thread or a process costs.
+const TIMES: usize = 10;
+
+fn work(pair: (u64, u64)) -> u64 {
+    (0..TIMES).map(|_| gcd(black_box(pair))).fold(0, |_, found| found)
+}
 
 /// On purpose: from the smaller number down.
 fn gcd((a, b): (u64, u64)) -> u64 {
@@ -22,13 +30,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     // What the processes do: this program, started with two numbers.
     let words: Vec<String> = std::env::args().skip(1).collect();
     if let [a, b] = &words[..] {
-        println!("{}", gcd((a.parse()?, b.parse()?)));
+        println!("{}", work((a.parse()?, b.parse()?)));
         return Ok(());
     }
     let pool = Pool::builder().name("gcd").build()?;
     println!("{} CPUs, {} slots", Slots::cpu_count(), pool.slots());
-    let serial = timed("serial", || Ok(PAIRS.into_iter().map(gcd).collect()))?;
-    let threads = timed("threads", || Ok(pool.map(PAIRS, gcd).collect::<Result<_, _>>()?))?;
+    let serial = timed("serial", || Ok(PAIRS.into_iter().map(work).collect()))?;
+    let threads = timed("threads", || Ok(pool.map(PAIRS, work).collect::<Result<_, _>>()?))?;
     let processes = timed("processes", || {
         let program = std::env::current_exe()?;
         let said = pool.map(PAIRS, move |(a, b)| Command::new(&program).args([a, b].map(|n| n.to_string())).output());
