@@ -2,6 +2,7 @@
 //! them. It is advice to frameworks, not isolation.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 
@@ -21,6 +22,15 @@ pub struct Pin {
     pub gpus: usize,
     /// What to set in the environment, `GAMDOK_DEVICE`, `GAMDOK_DEVICE_ID` and `GAMDOK_GPUS` included.
     pub env: Vec<(&'static str, String)>,
+}
+
+impl Pin {
+    /// An environment as a confined process gets it: what confines it wins over what it inherits.
+    pub(crate) fn over(&self, env: &[(OsString, OsString)]) -> Vec<(OsString, OsString)> {
+        let is_pinned = |key: &OsString| self.env.iter().any(|(pinned, _)| key == pinned);
+        let inherited = env.iter().filter(|(key, _)| !is_pinned(key)).cloned();
+        inherited.chain(self.env.iter().map(|(key, value)| (key.into(), value.into()))).collect()
+    }
 }
 
 /// Pins a worker to these devices; to the CPU when none of them is a GPU.

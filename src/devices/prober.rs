@@ -311,12 +311,13 @@ impl Thread {
         for (id, looks) in looks {
             self.beat();
             backend.look(&id, looks, &self.clock)?;
-            let mut looks = looks;
-            if looks.activity && !looks.processes && self.list_is_outdated(backend, &id) {
+            let (mut looks, mut readings) = (looks, backend.readings());
+            if looks.activity && !looks.processes && self.list_is_outdated(&readings, &id, backend.has_seen_an_end(&id))
+            {
                 backend.look(&id, Looks::LIST, &self.clock)?;
                 looks = looks.and(Looks::LIST);
+                readings = backend.readings();
             }
-            let readings = backend.readings();
             let Some(reading) = readings.iter().find(|reading| reading.id == id) else { continue };
             let floor = self.rules.idle.max_memory_used;
             let given = self.cadence.looked(reading, looks, checks.contains_key(&id), floor, self.clock.now());
@@ -333,9 +334,7 @@ impl Thread {
         Ok(news)
     }
 
-    fn list_is_outdated(&self, backend: &dyn Backend, id: &DeviceId) -> bool {
-        let ended = backend.has_seen_an_end(id);
-        let readings = backend.readings();
+    fn list_is_outdated(&self, readings: &[Reading], id: &DeviceId, ended: bool) -> bool {
         let reading = readings.iter().find(|reading| reading.id == *id);
         reading.is_some_and(|reading| self.cadence.list_is_outdated(reading, ended, self.clock.now()))
     }

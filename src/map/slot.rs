@@ -238,24 +238,17 @@ impl Slot {
 impl Place {
     fn cpu(env: &[(OsString, OsString)]) -> Place {
         let pin = pin(&[], Visible::Uuid);
-        Place { env: pinned(env, &pin), pin, loan: None, until: Instant::now() }
+        Place { env: pin.over(env), pin, loan: None, until: Instant::now() }
     }
 
     fn lent(loan: Loan, env: &[(OsString, OsString)]) -> Place {
         loan.stay_near();
-        Place { env: pinned(env, &loan.pin), pin: loan.pin.clone(), loan: Some(loan), until: Instant::now() + TURN }
+        Place { env: loan.pin.over(env), pin: loan.pin.clone(), loan: Some(loan), until: Instant::now() + TURN }
     }
 
     fn devices(self) -> Vec<DeviceId> {
         self.loan.map(|loan| loan.on.clone()).unwrap_or_default()
     }
-}
-
-/// What confines a process to its devices wins over what it inherits.
-fn pinned(env: &[(OsString, OsString)], pin: &Pin) -> Vec<(OsString, OsString)> {
-    let is_pinned = |key: &OsString| pin.env.iter().any(|(pinned, _)| key == pinned);
-    let inherited = env.iter().filter(|(key, _)| !is_pinned(key)).cloned();
-    inherited.chain(pin.env.iter().map(|(key, value)| (key.into(), value.into()))).collect()
 }
 
 #[cfg(test)]

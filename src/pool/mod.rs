@@ -162,12 +162,7 @@ impl Builder {
         if self.slots == Some(0) {
             return Err(PoolError::NoSlots);
         }
-        let Devices { gpus, cpu_fallback, rules } = self.devices;
-        let terms = Terms { name: format!("pool `{}`", self.name), rules, gpus, cpu_fallback };
-        let (lender, most) = match lender::open(terms).map_err(|none| PoolError::Devices(none.to_string()))? {
-            Ground::Cpu(cores) => (None, self.slots.unwrap_or(cores)),
-            Ground::Gpus(lender, most) => (Some(lender), self.slots.map_or(most, |slots| slots.min(most))),
-        };
+        let (lender, most) = ground(self.devices, &self.name, self.slots)?;
         let (tasks, taken) = self.queue.map_or_else(unbounded, bounded);
         let (open, closed) = bounded(0);
         let hurry = Hurry { given_up: Arc::new(AtomicBool::new(false)), closed };
@@ -503,6 +498,16 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").field("name", &self.name).field("slots", &self.slots).finish_non_exhaustive()
     }
+}
+
+/// What a pool stands on: who lends it GPUs, if anybody does, and how many slots it has.
+fn ground(devices: Devices, name: &str, slots: Option<usize>) -> Result<(Option<Lender>, usize), PoolError> {
+    let Devices { gpus, cpu_fallback, rules } = devices;
+    let terms = Terms { name: format!("pool `{name}`"), rules, gpus, cpu_fallback };
+    Ok(match lender::open(terms).map_err(|none| PoolError::Devices(none.to_string()))? {
+        Ground::Cpu(cores) => (None, slots.unwrap_or(cores)),
+        Ground::Gpus(lender, most) => (Some(lender), slots.map_or(most, |slots| slots.min(most))),
+    })
 }
 
 /// Nothing more is put in line.

@@ -22,8 +22,7 @@ use serde_json::Value;
 use super::slot::Devices;
 use super::ticket::{Promise, TaskError, Ticket, pair};
 use super::worker::Hurry;
-use super::{PoolError, close_to};
-use crate::lender::{self, Ground, Terms};
+use super::{PoolError, close_to, ground};
 use carrier::Carrier;
 
 /// The longest task, as JSON: what one line of the channel may have.
@@ -194,12 +193,7 @@ impl ResidentsBuilder {
             return Err(PoolError::NoSlots);
         }
         self.plan.find().map_err(PoolError::Command)?;
-        let Devices { gpus, cpu_fallback, rules } = self.devices;
-        let terms = Terms { name: format!("pool `{}`", self.name), rules, gpus, cpu_fallback };
-        let (lender, most) = match lender::open(terms).map_err(|none| PoolError::Devices(none.to_string()))? {
-            Ground::Cpu(cores) => (None, self.slots.unwrap_or(cores)),
-            Ground::Gpus(lender, most) => (Some(lender), self.slots.map_or(most, |slots| slots.min(most))),
-        };
+        let (lender, most) = ground(self.devices, &self.name, self.slots)?;
         let (orders, taken) = self.queue.map_or_else(unbounded, bounded);
         let (open, closed) = bounded(0);
         let hurry = Hurry { given_up: Arc::new(AtomicBool::new(false)), closed };

@@ -33,6 +33,18 @@ impl Hurry {
         self.given_up.store(true, Ordering::Release);
         open.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
+
+    /// Waits for devices; none once all was given up.
+    pub(super) fn borrow(&self, lender: &Lender) -> Option<Loan> {
+        if self.given_up.load(Ordering::Acquire) {
+            return None;
+        }
+        let wish = lender.wish(Vec::new());
+        select! {
+            recv(wish.granted) -> loan => loan.ok(),
+            recv(self.closed) -> _ => None,
+        }
+    }
 }
 
 pub(super) struct Worker<'a> {
@@ -51,7 +63,7 @@ impl Worker<'_> {
             return;
         };
         while let Ok(task) = self.tasks.recv() {
-            let Some(loan) = self.borrow(&lender) else {
+            let Some(loan) = self.hurry.borrow(&lender) else {
                 guarded(|| drop(task));
                 continue;
             };
@@ -71,17 +83,6 @@ impl Worker<'_> {
             guarded(|| drop(task));
         } else {
             guarded(|| task(slot));
-        }
-    }
-
-    fn borrow(&self, lender: &Lender) -> Option<Loan> {
-        if self.hurry.given_up.load(Ordering::Acquire) {
-            return None;
-        }
-        let wish = lender.wish(Vec::new());
-        select! {
-            recv(wish.granted) -> loan => loan.ok(),
-            recv(self.hurry.closed) -> _ => None,
         }
     }
 }

@@ -171,6 +171,13 @@ mod tests {
         numbers
     }
 
+    fn ground(path: &Path) -> Arc<Ground> {
+        Root::init(path).unwrap();
+        let root = Arc::new(Root::open(path).unwrap());
+        root.ensure_dirs().unwrap();
+        Arc::new(Ground::new(root, Faults::default()).unwrap())
+    }
+
     /// Waits for what the thread does.
     fn until(what: &str, is: impl Fn() -> bool) {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
@@ -184,10 +191,7 @@ mod tests {
     fn a_spare_is_a_jobs_directory_and_leftovers_are_removed_unless_something_is_in_them() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("root");
-        Root::init(&path).unwrap();
-        let root = Arc::new(Root::open(&path).unwrap());
-        root.ensure_dirs().unwrap();
-        let ground = Arc::new(Ground::new(root, Faults::default()).unwrap());
+        let ground = ground(&path);
         let spare = path.join(".gamdok/spare");
         let mut spares = Spares::new(&ground);
         until("they are made", || spares.ready.is_full());
@@ -214,11 +218,7 @@ mod tests {
     #[test]
     fn none_are_made_while_it_is_paused() {
         let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("root");
-        Root::init(&path).unwrap();
-        let root = Arc::new(Root::open(&path).unwrap());
-        root.ensure_dirs().unwrap();
-        let ground = Arc::new(Ground::new(root, Faults::default()).unwrap());
+        let ground = ground(&temp.path().join("root"));
         let mut spares = Spares::new(&ground);
         until("they are made", || spares.ready.is_full());
         spares.pause();

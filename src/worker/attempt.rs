@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -91,12 +91,7 @@ impl<'a> Attempt<'a> {
     /// An early end is an error here only to the `?`.
     fn course(&mut self) -> Result<End, End> {
         let launch = self.launch;
-        stopped_before(self.stop)?;
-        if !launch.root.is_intact() {
-            return Err(End::RootAway);
-        }
-        let item = launch.dir.join("item").join(&launch.item);
-        item_check::check(&item, launch.attempt, launch.signature.as_ref())?;
+        item_to_begin(launch, self.stop)?;
         let io_end = |what: &str, error: &dyn std::fmt::Display| {
             End::Io(format!("{what} in `{}`: {error}", escape(launch.dir.as_os_str().as_encoded_bytes())))
         };
@@ -362,6 +357,17 @@ impl<'a> Attempt<'a> {
         }
         Ok(())
     }
+}
+
+/// Looks for the last time whether an attempt is to begin; its item's path.
+pub(super) fn item_to_begin(launch: &Launch, stop: &StopSwitch) -> Result<PathBuf, End> {
+    stopped_before(stop)?;
+    if !launch.root.is_intact() {
+        return Err(End::RootAway);
+    }
+    let item = launch.dir.join("item").join(&launch.item);
+    item_check::check(&item, launch.attempt, launch.signature.as_ref())?;
+    Ok(item)
 }
 
 /// A stop that came before anything was started.

@@ -14,13 +14,13 @@ use crossbeam_channel::Sender;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::attempt::{stay_on, stopped_before, take_lock};
+use super::attempt::{item_to_begin, stay_on, stopped_before, take_lock};
 use super::channel::{self, Broken, Message};
 use super::log::{self, Log};
 use super::outbox::Outbox;
 use super::strays::{self, Trail};
 use super::thread::{self, Handle, StopSwitch};
-use super::{End, Event, Launch, Report, Said, item_check, outputs};
+use super::{End, Event, Launch, Report, Said, outputs};
 use crate::item::{JobId, escape};
 use crate::pool::{Device, TaskError, caught};
 use crate::units::Clock;
@@ -265,12 +265,7 @@ fn course(
     events: Sender<Event>,
     report: &mut Report,
 ) -> Result<End, End> {
-    stopped_before(&stop)?;
-    if !launch.root.is_intact() {
-        return Err(End::RootAway);
-    }
-    let item = launch.dir.join("item").join(&launch.item);
-    item_check::check(&item, launch.attempt, launch.signature.as_ref())?;
+    let item = item_to_begin(launch, &stop)?;
     let io_end = |what: &str, error: &dyn std::fmt::Display| {
         End::Io(format!("{what} in `{}`: {error}", escape(launch.dir.as_os_str().as_encoded_bytes())))
     };

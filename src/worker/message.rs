@@ -9,7 +9,7 @@ use crate::item::JobId;
 use crate::split::Batch;
 
 /// The worker is to end.
-pub(super) const STOP: &[u8] = b"{\"type\":\"stop\"}\n";
+pub(crate) const STOP: &[u8] = b"{\"type\":\"stop\"}\n";
 
 /// Appends the message that hands over these items.
 pub(super) fn items<'t>(tasks: impl Iterator<Item = &'t Task>, line: &mut Vec<u8>) {

@@ -8,7 +8,7 @@ mod item_check;
 mod launch;
 mod lock;
 mod log;
-mod message;
+pub(crate) mod message;
 mod outbox;
 mod outputs;
 pub(crate) mod process;

@@ -30,7 +30,7 @@ use super::log::Log;
 use super::outbox::Outbox;
 use super::strays::{self, Registered, Trail};
 use super::thread::StopSwitch;
-use super::{End, Event, Launch, Report, SPLIT_DIR, Said, item_check, outputs, program};
+use super::{End, Event, Launch, Report, SPLIT_DIR, Said, outputs, program};
 use crate::item::{Counters, JobId, StopWhy, escape};
 use crate::split::{self, Batch, BatchError, Consumer, ProcessConsumer, Program, Setup, StopFlag};
 use resident::ResidentConsumer;
@@ -219,12 +219,7 @@ impl<'a> Splitting<'a> {
     /// An early end is an error here only to the `?`.
     fn course(&mut self) -> Result<End, End> {
         let launch = self.launch;
-        attempt::stopped_before(self.stop)?;
-        if !launch.root.is_intact() {
-            return Err(End::RootAway);
-        }
-        let item = launch.dir.join("item").join(&launch.item);
-        item_check::check(&item, launch.attempt, launch.signature.as_ref())?;
+        let item = attempt::item_to_begin(launch, self.stop)?;
         let mut log = Log::open(&launch.dir, launch.attempt, launch.max_log, Instant::now())
             .map_err(|error| self.io(format!("cannot open the attempt's log: {error}")))?;
         let lock = attempt::take_lock(&launch.dir, self.stop)?;

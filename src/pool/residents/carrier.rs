@@ -8,12 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::Receiver;
 
 use super::course::Course;
 use super::{Order, Plan};
 use crate::config::Visible;
-use crate::devices::pin::{Pin, pin};
+use crate::devices::pin::pin;
 use crate::lender::{Lender, Loan};
 use crate::pool::TaskError;
 use crate::pool::worker::Hurry;
@@ -77,23 +77,19 @@ impl Carrier {
 
     /// None when all was given up.
     fn place(&self) -> Option<Place> {
-        let Some(lender) = &self.lender else {
-            return Some(Place { env: pinned(&self.plan.env, &pin(&[], Visible::Uuid)), loan: None });
+        let loan = match &self.lender {
+            None => None,
+            Some(lender) => Some(self.hurry.borrow(lender)?),
         };
-        let wish = lender.wish(Vec::new());
-        let loan = select! {
-            recv(wish.granted) -> loan => loan.ok()?,
-            recv(self.hurry.closed) -> _ => return None,
+        let mut env = match &loan {
+            None => pin(&[], Visible::Uuid).over(&self.plan.env),
+            Some(loan) => {
+                loan.stay_near();
+                loan.pin.over(&self.plan.env)
+            }
         };
-        loan.stay_near();
-        Some(Place { env: pinned(&self.plan.env, &loan.pin), loan: Some(loan) })
+        env.retain(|(key, _)| key != "GAMDOK_FD");
+        env.push(("GAMDOK_FD".into(), "3".into()));
+        Some(Place { env, loan })
     }
-}
-
-/// What confines a process to its devices, and its channel's number, win over what it inherits.
-fn pinned(env: &[(OsString, OsString)], pin: &Pin) -> Vec<(OsString, OsString)> {
-    let own = pin.env.iter().map(|(key, value)| (OsString::from(key), OsString::from(value)));
-    let own: Vec<(OsString, OsString)> = own.chain([("GAMDOK_FD".into(), "3".into())]).collect();
-    let inherited = env.iter().filter(|(key, _)| !own.iter().any(|(mine, _)| mine == key)).cloned();
-    inherited.chain(own.iter().cloned()).collect()
 }

@@ -16,13 +16,13 @@ use crate::item::JobId;
 use crate::pool::TaskError;
 use crate::sys::spawn::Spawn;
 use crate::worker::channel::{Broken, Message, Reader};
+use crate::worker::message;
 use crate::worker::process::{Exit, Process};
 
 /// From the request to end to the kill.
 const GRACE: Duration = Duration::from_secs(10);
 /// Tasks quicker than this are handed over several at a time.
 const SHORT: Duration = Duration::from_millis(2);
-const STOP: &[u8] = b"{\"type\":\"stop\"}\n";
 
 pub(super) struct Course<'a> {
     carrier: &'a Carrier,
@@ -289,7 +289,7 @@ impl<'a> Course<'a> {
     /// Ends the process: by its own leave where it may go, else at once. What is left in its group is killed with it.
     fn end(&mut self, may_go: bool) -> std::io::Result<Exit> {
         if may_go {
-            self.outgoing.extend_from_slice(STOP);
+            self.outgoing.extend_from_slice(message::STOP);
             let _ = self.send();
             // A worker that reads no more sees the end of its channel.
             let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Write);
