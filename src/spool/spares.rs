@@ -8,8 +8,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, never};
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded, never};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
@@ -18,6 +19,9 @@ use super::record;
 
 /// As many as a group of claims takes in a stream of items, while the next are being made.
 const READY: usize = 32;
+/// How long none may be taken before they are made durable: in a stream of items each sync would be one more for the disk,
+/// beside those of the spool, which take them along anyway.
+const REST: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Spares {
@@ -109,10 +113,10 @@ impl Maker {
                 self.paused.store(true, Ordering::Relaxed);
                 continue;
             }
-            match self.ready.try_send(name) {
+            match self.ready.send_timeout(name, REST) {
                 Ok(()) => {}
-                Err(TrySendError::Disconnected(_)) => return,
-                Err(TrySendError::Full(name)) => {
+                Err(SendTimeoutError::Disconnected(_)) => return,
+                Err(SendTimeoutError::Timeout(name)) => {
                     // Nobody is in a hurry: what is durable now, no claim has to wait for.
                     let synced = rustix::fs::fsync(&self.dir);
                     if let Err(error) = synced {
