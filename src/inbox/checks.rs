@@ -5,33 +5,23 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::manifest;
 use super::ready::{Need, Verdict};
 use super::signature::{Limits, Tree, WalkError, walk};
 use crate::config::template::{Placeholder, fill};
 use crate::item::{ItemKind, Signature};
-use crate::sys::files;
+use crate::sys::helper::{self, How};
 
 /// At once; they read disks and hold cores that workers want.
 const AT_ONCE: usize = 2;
 const VALIDATOR_TIME: Duration = Duration::from_secs(60);
-/// Between two looks at the wish to end.
-const SLICE: Duration = Duration::from_millis(250);
-/// What a validator last said is told with its verdict: so many bytes, and so many lines of them.
-const SAID: usize = 512;
-const SAID_LINES: usize = 3;
 
 /// One check of one item.
 #[derive(Debug)]
@@ -174,102 +164,24 @@ pub(super) fn fill_in(argv: &[String], item: &Path, name: &OsStr) -> Vec<OsStrin
 
 /// Runs a validator: 0 = ready, 75 = not yet, all else is a refusal.
 fn validate(argv: &[OsString], cwd: &Path, stop: &AtomicBool) -> Verdict {
-    let Some((program, arguments)) = argv.split_first() else { return Verdict::Passed };
+    let Some(program) = argv.first() else { return Verdict::Passed };
     let shown = crate::item::escape(program.as_bytes());
-    let mut command = Command::new(program);
-    command.args(arguments).current_dir(cwd).process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = match command.spawn() {
-        Ok(child) => child,
+    let ended = match helper::run(argv, cwd, None, VALIDATOR_TIME, stop) {
+        Ok(ended) => ended,
         Err(error) => return Verdict::NotYet(format!("its validator `{shown}` can't be started: {error}")),
     };
-    files::restore_limit(Pid::from_child(&child));
-    let mut said = LastWords::of(child.stderr.take());
-    let in_time = await_end(&child, &mut said, stop);
-    if !in_time {
-        // The group, since a validator may be a script; it can't be reaped before the wait below.
-        let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
-    }
-    let ended = child.wait();
-    let said = said.words();
-    match ended {
-        Ok(_) if !in_time => {
+    let said = ended.said;
+    match ended.how {
+        How::Late => {
             let seconds = VALIDATOR_TIME.as_secs();
             Verdict::NotYet(format!("its validator `{shown}` didn't end within {seconds} s{said}"))
         }
-        Ok(status) => match status.code() {
-            Some(0) => Verdict::Passed,
-            Some(75) => Verdict::NotYet(format!("its validator `{shown}` says: not yet{said}")),
-            Some(code) => Verdict::Refused(format!("its validator `{shown}` refused it (exit {code}){said}")),
-            None => Verdict::NotYet(format!("its validator `{shown}` was killed ({status}){said}")),
-        },
-        Err(error) => Verdict::NotYet(format!("the end of its validator `{shown}` is unknown: {error}")),
+        How::Exit(0) => Verdict::Passed,
+        How::Exit(75) => Verdict::NotYet(format!("its validator `{shown}` says: not yet{said}")),
+        How::Exit(code) => Verdict::Refused(format!("its validator `{shown}` refused it (exit {code}){said}")),
+        How::Killed(status) => Verdict::NotYet(format!("its validator `{shown}` was killed ({status}){said}")),
+        How::Unknown(error) => Verdict::NotYet(format!("the end of its validator `{shown}` is unknown: {error}")),
     }
-}
-
-/// The end of what a validator writes to its stderr, which is read all the while so that it never waits for us.
-struct LastWords {
-    /// None once everybody has closed it.
-    pipe: Option<ChildStderr>,
-    tail: Vec<u8>,
-}
-
-impl LastWords {
-    fn of(pipe: Option<ChildStderr>) -> LastWords {
-        // What it leaves behind may hold the pipe open: its end isn't waited for.
-        let pipe = pipe.filter(|pipe| rustix::io::ioctl_fionbio(pipe, true).is_ok());
-        LastWords { pipe, tail: Vec::new() }
-    }
-
-    /// Reads what lies there, a pipe's worth at most: it may never fall silent.
-    fn listen(&mut self) {
-        let mut chunk = [0; 4096];
-        for _ in 0..16 {
-            let Some(pipe) = &self.pipe else { return };
-            match rustix::io::read(pipe, &mut chunk) {
-                Ok(0) => self.pipe = None,
-                Ok(n) => {
-                    self.tail.extend_from_slice(&chunk[..n]);
-                    let over = self.tail.len().saturating_sub(SAID);
-                    self.tail.drain(..over);
-                    if n < chunk.len() {
-                        return;
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
-                Err(_) => self.pipe = None,
-            }
-        }
-    }
-
-    /// Its last lines, to be put behind a verdict; nothing when it said nothing.
-    fn words(mut self) -> String {
-        self.listen();
-        let lines: Vec<&[u8]> = self.tail.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
-        let last = &lines[lines.len().saturating_sub(SAID_LINES)..];
-        let last: Vec<String> = last.iter().map(|line| crate::item::escape(line.trim_ascii())).collect();
-        if last.is_empty() { String::new() } else { format!(": {}", last.join(" | ")) }
-    }
-}
-
-/// Waits for the child's end; false when its time is over, or ours.
-fn await_end(child: &Child, said: &mut LastWords, stop: &AtomicBool) -> bool {
-    let Ok(handle) = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else { return true };
-    let began = Instant::now();
-    let slice = Timespec { tv_sec: 0, tv_nsec: i64::from(SLICE.subsec_nanos()) };
-    while began.elapsed() < VALIDATOR_TIME && !stop.load(Ordering::Acquire) {
-        let mut fds = vec![PollFd::new(&handle, PollFlags::IN)];
-        fds.extend(said.pipe.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
-        let woken = rustix::event::poll(&mut fds, Some(&slice)).is_ok_and(|ready| ready > 0);
-        let ended = woken && !fds[0].revents().is_empty();
-        drop(fds);
-        if ended {
-            return true;
-        }
-        said.listen();
-    }
-    false
 }
 
 #[cfg(test)]

@@ -2,5 +2,6 @@
 //! standard library nor rustix offers.
 
 pub mod files;
+pub mod helper;
 pub mod lease;
 pub mod spawn;
