@@ -35,6 +35,8 @@ pub enum What {
     Ledger,
     Config,
     LeaseTest,
+    /// Whether those can be told who want to be.
+    Notify,
 }
 
 impl What {
@@ -49,6 +51,7 @@ impl What {
             What::Ledger => "ledger",
             What::Config => "config",
             What::LeaseTest => "lease-test",
+            What::Notify => "notify",
         }
     }
 }

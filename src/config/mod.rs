@@ -3,6 +3,7 @@
 
 mod command;
 mod error;
+mod notify;
 mod parse;
 mod place;
 mod resident;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
+pub use notify::{Address, Notify, Target, Topic};
 pub use parse::{Overrides, Source};
 pub use resident::{Batch, Resident};
 pub use split::{Compress, Split};
@@ -53,6 +55,8 @@ pub struct Config {
     pub devices: Devices,
     pub history: History,
     pub api: Api,
+    /// Who is told of what happens.
+    pub notify: Vec<Notify>,
     /// In the file's order: the first that matches wins. Behind `Arc`, since a job keeps the one it was claimed with.
     pub routes: Vec<std::sync::Arc<Route>>,
 }

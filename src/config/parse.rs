@@ -16,8 +16,8 @@ use toml::de::{DeTable, DeValue};
 use super::error::{Problem, Problems, shown};
 use super::text::{Fault, Table};
 use super::{
-    Api, Backend, Config, ConfigError, Devices, History, Idle, Inbox, Policy, Sim, Visible, Warning, Watch, place,
-    route,
+    Api, Backend, Config, ConfigError, Devices, History, Idle, Inbox, Policy, Sim, Visible, Warning, Watch, notify,
+    place, route,
 };
 use crate::units::Bytes;
 
@@ -109,6 +109,7 @@ impl Config {
             devices: Devices::default(),
             history: History::default(),
             api: Api::default(),
+            notify: Vec::new(),
             routes: Vec::new(),
         }
     }
@@ -214,8 +215,19 @@ fn config(top: &Table<'_>, file: Option<&Path>, dir: &Path, overrides: &Override
     let devices = top.table("devices").map_or_else(Devices::default, |table| devices(&table));
     let history = top.table("history").map_or_else(History::default, |table| history(&table));
     let api = top.table("api").map_or_else(Api::default, |table| api(&table, dir));
-    let routes = route::all(top, dir, &root).into_iter().map(Arc::new).collect();
-    Ok(Config { file: file.map(Path::to_owned), dir: dir.to_owned(), root, inbox, devices, history, api, routes })
+    let routes = route::all(top, dir, &root);
+    let names: Vec<String> = routes.iter().map(|route| route.name.clone()).collect();
+    Ok(Config {
+        file: file.map(Path::to_owned),
+        dir: dir.to_owned(),
+        root,
+        inbox,
+        devices,
+        history,
+        api,
+        notify: notify::all(top, dir, &names),
+        routes: routes.into_iter().map(Arc::new).collect(),
+    })
 }
 
 /// A path relative to `dir`; nothing for an absent, wrong or empty one, the latter noted.

@@ -3,13 +3,14 @@
 
 /// Every table with its keys, in the order in which people read them. A table within another is named by its path.
 pub(super) const TABLES: &[(&str, &[&str])] = &[
-    ("", &["root", "inbox", "devices", "history", "api", "route"]),
+    ("", &["root", "inbox", "devices", "history", "api", "notify", "route"]),
     ("inbox", &["settle", "ignore", "watch", "poll_interval"]),
     ("devices", &["use", "include", "exclude", "slots", "cpu_slots", "policy", "visible", "affinity", "idle", "sim"]),
     ("devices.idle", &["max_memory_used", "max_utilization", "settle", "ignore_processes"]),
     ("devices.sim", &["gpus", "memory"]),
     ("history", &["keep_done", "keep_failed", "max_log"]),
     ("api", &["listen", "token_file"]),
+    ("notify", &["events", "url", "secret_file", "command", "routes", "timeout", "retries"]),
     (
         "route",
         &[
@@ -46,7 +47,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
 ];
 
 /// Known words that nothing answers to yet: refused with that reason rather than ignored.
-const LATER: &[(&str, &[&str])] = &[("", &["notify", "engine"])];
+const LATER: &[(&str, &[&str])] = &[("", &["engine"])];
 
 /// Words that other schedulers use for the same wish.
 const ALIASES: &[(&str, &str, &str)] = &[
@@ -73,6 +74,9 @@ const ALIASES: &[(&str, &str, &str)] = &[
     ("route", "manifest", "ready.manifest"),
     ("route", "min_bytes", "ready.min_bytes"),
     ("route", "validator", "ready.validator"),
+    ("notify", "on", "events"),
+    ("notify", "webhook", "url"),
+    ("notify", "secret", "secret_file"),
     ("", "routes", "[[route]]"),
 ];
 

@@ -120,8 +120,15 @@ const BAD: &[&str] = &[
     "+split = 5000",
     "+kind = \"directory\"\nsplit = { lines = 10 }",
     "+mode = \"resident\"\nbatch = { max_items = 8 }\nsplit = { lines = 10 }",
+    // Telling people.
+    "[[notify]]\nurl = \"example.org/hook\"\nevent = [\"item-failed\"]",
+    "[[notify]]\nurl = \"https://example.org\"\nevents = [\"failed\", \"queue-emty\"]\nretries = 101",
+    "[[notify]]\nurl = \"https://example.org\"\ncommand = [\"mail\"]",
+    "[[notify]]\ncommand = [\"mail\"]\nsecret_file = \"secret\"\ntimeout = \"0s\"",
+    "[[notify]]\nurl = \"\"",
+    "[notify]\nurl = \"https://example.org\"",
+    "+[[notify]]\nurl = \"https://example.org\"\nroutes = [\"y\"]",
     // What comes later.
-    "[[notify]]\nurl = \"https://example.org\"",
     "[[engine]]\nkind = \"slurm\"",
     // Several at once, and characters that would play tricks on a terminal.
     "roott = \"x\"\n[inbox]\nsettle = 2\n[devices]\nuse = \"nvidia\"",

@@ -197,6 +197,15 @@ impl<'t> Table<'t> {
         self.entries.contains_key(key)
     }
 
+    /// Whether it says anything: an empty text or list doesn't.
+    pub(super) fn is_filled(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(|value| match value.get_ref() {
+            DeValue::String(text) => !text.is_empty(),
+            DeValue::Array(items) => !items.is_empty(),
+            _ => true,
+        })
+    }
+
     pub(super) fn is_integer(&self, key: &str) -> bool {
         self.entries.get(key).is_some_and(|value| value.get_ref().is_integer())
     }
@@ -386,7 +395,7 @@ fn one_of(words: &[String]) -> String {
 }
 
 /// A text; NUL can't be part of a path, an argument or a variable.
-fn string(value: &DeValue<'_>) -> Result<String, Fault> {
+pub(super) fn string(value: &DeValue<'_>) -> Result<String, Fault> {
     match value {
         DeValue::String(text) if text.contains('\0') => Err(Fault::new("holds a NUL character")),
         DeValue::String(text) => Ok(text.clone().into_owned()),

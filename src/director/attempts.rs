@@ -14,6 +14,7 @@ use crate::devices::{DeviceId, DeviceKind, ProcessKind, Reading, Snapshot, pin, 
 use crate::fault::{self, Next};
 use crate::item::{Attempt, JobId, JobRecord, Outcome, Stage, Step, StopWhy};
 use crate::ledger;
+use crate::notifier;
 use crate::pool::Device;
 use crate::spool;
 use crate::state::{Progress, ResidentId, State, looked_at};
@@ -439,6 +440,7 @@ impl Director {
                 && let Some(reason) = fault::note_failure(&mut self.state, device, record, report.ran)
             {
                 warn!(%device, reason, "cordoned");
+                self.notifier.tell(notifier::What::DeviceCordoned { device: device.to_string(), reason });
                 self.dirty = true;
             }
         }

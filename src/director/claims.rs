@@ -13,6 +13,7 @@ use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Candidate, CandidateKey, Notice};
 use crate::item::{Attempt, Ending, JobId, JobRecord, Outcome, Reason, ResultRecord, Stage, Step, StopWhy};
 use crate::ledger;
+use crate::notifier;
 use crate::spool::{self, ClaimedJob, NotClaimed};
 use crate::state::{Job, Phase};
 
@@ -126,6 +127,9 @@ impl Director {
             }
         }
         self.guest.news.ended(&result, &dir);
+        if let Some(what) = notifier::What::of(&result, record.dir().to_string()) {
+            self.notifier.tell(what);
+        }
         self.to_ledger(ledger::Entry::Ended { record, result: Arc::new(result), dir })
     }
 

@@ -7,6 +7,7 @@ mod claims;
 mod counting;
 mod energy;
 mod news;
+mod notices;
 mod publish;
 mod requests;
 mod residents;
@@ -30,6 +31,7 @@ use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Scanner};
 use crate::item::{JobId, Step, StopWhy};
 use crate::ledger::{self, Ledger};
+use crate::notifier::{self, Notifier};
 use crate::plan::{Decision, plan};
 use crate::root::Root;
 use crate::spool::{self, Spool};
@@ -72,6 +74,8 @@ enum Event {
     Configured(Result<(Config, Vec<config::Warning>), config::ConfigError>),
     Inbox(inbox::Notice),
     Ledger(Check),
+    /// A courier gets through again, or doesn't.
+    Notified(notifier::Said),
     /// The ledger has other sums of counters.
     Recounted,
     /// A part's thread is no more, and its channel closed.
@@ -189,6 +193,7 @@ struct Director {
     prober: Prober,
     spool: Spool,
     ledger: Ledger,
+    notifier: Notifier,
 }
 
 impl Director {
@@ -237,6 +242,7 @@ impl Director {
             recv(self.inspected) -> it => it.map_or(Event::Due, Event::Inspected),
             recv(self.configured.changes) -> it => it.map_or(Event::Gone(Part::Configuration), Event::Configured),
             recv(self.ledger.health) -> it => it.map_or(Event::Gone(Part::Ledger), Event::Ledger),
+            recv(self.notifier.heard()) -> it => it.map_or(Event::Due, Event::Notified),
             recv(self.ledger.recounted) -> it => it.map_or(Event::Gone(Part::Ledger), |()| Event::Recounted),
             recv(timer) -> _ => Event::Due,
             recv(self.scanner.notices) -> it => it.map_or(Event::Gone(Part::Scanner), Event::Inbox),
@@ -270,6 +276,10 @@ impl Director {
             Event::Configured(outcome) => self.on_configured(outcome),
             Event::Inbox(notice) => self.on_inbox(notice),
             Event::Ledger(check) => self.set_health(check),
+            Event::Notified(said) => {
+                let check = self.notifier.on_said(said);
+                self.set_health(check);
+            }
             // What is published next has them.
             Event::Recounted | Event::Due => {}
         }
@@ -482,6 +492,7 @@ impl Director {
             self.keep_history();
         }
         self.to_prober(prober::Ask::Reconfigure(Arc::new(self.state.rules.clone())));
+        self.notify_as_configured();
         start::make_folders(&self.root, &self.config);
         self.directories.reconfigure(&self.config);
         // Everything unclaimed is judged by the new routes: the scanner offers it again.
@@ -511,6 +522,7 @@ impl Director {
             Condition::Degraded => warn!(what, why, "degraded"),
             Condition::Failed => error!(what, why, "failed"),
         }
+        self.tell_of_root(before.map(|it| it.state), &check);
         self.health.insert(check.what, check);
     }
 

@@ -40,6 +40,7 @@ impl Director {
         let open = arriving + ready + claimed + running + retrying;
         if self.counts.scanned {
             self.guest.news.at_rest(open == 0);
+            self.notifier.at_rest(open == 0, self.ended_so_far());
         }
         self.board.publish(View { number: self.number, status, live: self.live() });
     }

@@ -12,6 +12,7 @@ use crate::api::{Command, InboxRef, Refusal, Request};
 use crate::devices::{Cordon, CordonBy, DeviceId, DeviceKind, Reading, prober};
 use crate::inbox::{self, Candidate, CandidateKey};
 use crate::item::{ItemName, JobId};
+use crate::notifier;
 use crate::spool::{self, ClaimedJob};
 use crate::state::Phase;
 
@@ -116,6 +117,7 @@ impl Director {
         };
         self.cordon_by_hand(&id);
         warn!(device = %id, "cordoned by hand");
+        self.notifier.tell(notifier::What::DeviceCordoned { device: id.to_string(), reason: "by hand".to_owned() });
         self.write_cordons(PendingCordon { answer: json!({ "cordoned": id }), reply });
     }
 

@@ -17,6 +17,7 @@ use crate::devices::{HostMode, Snapshot, resolved};
 use crate::health::{Check, What};
 use crate::inbox;
 use crate::ledger;
+use crate::notifier::Notifier;
 use crate::root::{Root, RootError};
 use crate::spool;
 use crate::state::State;
@@ -221,6 +222,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         prober,
         spool,
         ledger,
+        notifier: Notifier::new(root.path(), &config.notify),
         config,
     };
     director.state.now = clock.now();
@@ -243,6 +245,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
     }
     director.summary.left = recovered.left;
     director.keep_history();
+    director.notify_as_configured();
     director.publish();
     director.tell_manager(sd_notify::NotifyState::Ready);
     if let Some(ready) = director.guest.ready.take() {
@@ -264,7 +267,9 @@ impl Director {
             self.on_spool(answer);
         }
         drop(server);
+        self.tell_of_rest();
         self.ledger.stop();
+        self.notifier.stop();
         self.summary.held = self.counts.held_total;
         if self.once && self.summary.held > 0 {
             let why = self.counts.held.first().map(|it| crate::item::shown(&it.reason));
