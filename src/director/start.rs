@@ -194,6 +194,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         cancelling: HashSet::new(),
         retries: Vec::new(),
         claims_resume: None,
+        claims_paused: None,
         signals: 0,
         summary: Summary::default(),
         counting: Default::default(),
