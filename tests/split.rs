@@ -218,6 +218,47 @@ fn what_cannot_be_cut_or_run_is_said_clearly() {
     );
 }
 
+#[test]
+fn a_program_that_cannot_start_ends_big_line_files_as_it_ends_any_item() {
+    let check = |command: &str, cwd: &str, message: &str| {
+        let world = world(2, "lines = 1", "exec cat\n", "");
+        let kinds = [
+            ("plain", ""),
+            ("lines", "split = { lines = 1 }\n"),
+            ("kept", "split = { lines = 1 }\nmode = \"resident\"\n"),
+        ];
+        let route = |(name, kind): &(&str, &str)| {
+            let route = format!(
+                "[[route]]\nname = {name:?}\nmatch = [\"{name}.*\"]\ngpus = 0\nretries = 1\nbackoff = \"10ms\"\n"
+            );
+            format!("{route}command = {command}\ncwd = {cwd:?}\n{kind}")
+        };
+        world.configure(
+            "[inbox]\nsettle = \"0s\"\n[devices]\nuse = \"cpu\"\ncpu_slots = 2\n",
+            &kinds.iter().map(route).collect::<String>(),
+        );
+        kinds.iter().for_each(|(name, _)| world.drop_file(format!("{name}.txt"), b"1\n2\n3\n"));
+        world.once();
+        world.assert_empty();
+        let told = |name: &str| {
+            let (_, result) = world.result(&format!("{name}.txt"));
+            let attempts = result["attempts"].as_array().expect("attempts").iter();
+            let attempts: Vec<_> = attempts.map(|it| (it["reason"].clone(), it["counted"].clone())).collect();
+            (result["outcome"].clone(), result["reason"].clone(), result["message"].clone(), attempts)
+        };
+        let expected = ("failed".into(), "spawn".into(), message.into(), vec![("spawn".into(), false.into()); 2]);
+        for (name, _) in kinds {
+            assert_eq!(told(name), expected, "{name}");
+        }
+    };
+    let folder =
+        "can't start: cannot start `/bin/cat`: its folder `/nonexistent` isn't there (see `cwd`) after attempt 2 of 2";
+    check("[\"/bin/cat\"]", "/nonexistent", folder);
+    let program =
+        "can't start: cannot start `/nonexistent/cat`: No such file or directory (os error 2) after attempt 2 of 2";
+    check("[\"/nonexistent/cat\"]", "/", program);
+}
+
 /// What each batch says is written down; `here` waits until the test lets it go on.
 const WAITS: &str = "text=$(cat)\necho \"$text\" >> \"$AT/seen\"\n\
     case $text in here) if test ! -e \"$AT/go\"; then echo $$ > \"$AT/pid.new\"; mv \"$AT/pid.new\" \"$AT/pid\"; exec sleep 600; fi;; esac\n\

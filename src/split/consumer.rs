@@ -98,6 +98,12 @@ pub enum Kind {
     Final,
     /// Not the batch's fault: tried again, later, uncounted up to a bound.
     Later,
+    /// The process for it can't be started. By the host's fault (no memory, no process slots) like `Later`; else no batch's
+    /// can, and the run ends.
+    NotStarted {
+        /// Whether it is the host's fault.
+        host: bool,
+    },
     /// The consumer is of no use any more: its slot ends, the batch goes to another one, uncounted up to a bound.
     SlotLost,
     /// It was stopped by the flag; nothing is wrong with the batch.

@@ -24,7 +24,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_proce
 use super::consumer::{Batch, BatchError, Consumer, Kind};
 use super::stop::StopFlag;
 use crate::item::{Counters, escape};
-use crate::sys::spawn::Spawn;
+use crate::sys::spawn::{NotStarted, Spawn};
 
 /// What a pipe holds where the kernel lets us: fewer turns between us and the process.
 const PIPE: usize = 256 << 10;
@@ -167,7 +167,7 @@ impl<'t> Talk<'t> {
         out: &'t mut Vec<u8>,
         ear: Option<&'t mut (dyn Ear + 'static)>,
     ) -> Result<Talk<'t>, BatchError> {
-        let no_pipe = |error: Errno| BatchError::new(Kind::Later, format!("cannot make a pipe: {error}"));
+        let no_pipe = |error: Errno| BatchError::from(NotStarted::by_host(format!("cannot make a pipe: {error}")));
         let (their_stdin, stdin) = pipe().map_err(no_pipe)?;
         let (stdout, their_stdout) = pipe().map_err(no_pipe)?;
         let (stderr, their_stderr) = pipe().map_err(no_pipe)?;
@@ -516,13 +516,13 @@ enum Exit {
 
 impl Child {
     fn start(order: &Spawn) -> Result<Child, BatchError> {
-        let pid = order.start().map_err(|error| not_started(order, &error))?;
+        let pid = order.start().map_err(|error| order.why_not(&error))?;
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(handle) => Ok(Child { pid, handle, is_over: false }),
             Err(error) => {
                 let _gone = kill_process_group(pid, Signal::KILL);
                 let _status = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
-                Err(BatchError::new(Kind::Later, format!("no handle on the process: {error}")))
+                Err(NotStarted::by_host(format!("no handle on the process: {error}")).into())
             }
         }
     }
@@ -565,14 +565,10 @@ impl Drop for Child {
     }
 }
 
-fn not_started(order: &Spawn, error: &io::Error) -> BatchError {
-    let program = escape(order.program.as_os_str().as_encoded_bytes());
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    // The host's trouble passes; a program that isn't there doesn't come.
-    let passes =
-        matches!(errno, Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::IO | Errno::TXTBSY));
-    let kind = if passes { Kind::Later } else { Kind::Final };
-    BatchError::new(kind, format!("cannot start `{program}`: {error}"))
+impl From<NotStarted> for BatchError {
+    fn from(not: NotStarted) -> BatchError {
+        BatchError::new(Kind::NotStarted { host: not.host }, not.error)
+    }
 }
 
 #[cfg(test)]

@@ -247,7 +247,8 @@ impl<'m, 'a> Merging<'m, 'a> {
         let index = part.index;
         if self.known.len() > MAX_COUNTERS {
             let message = format!("with what it counted there are more than {MAX_COUNTERS} counters");
-            return Err(Error::Batch { batch: format!("batch {index}"), index, message, attempts: 1 });
+            let (batch, kind) = (format!("batch {index}"), Kind::Failed);
+            return Err(Error::Batch { batch, index, message, attempts: 1, kind });
         }
         self.has_news = true;
         self.order.accept(part);
@@ -266,7 +267,8 @@ impl<'m, 'a> Merging<'m, 'a> {
         match next(&mut task, error.kind, self.setup.retries, self.setup.backoff) {
             Next::GiveUp => {
                 let (index, attempts) = (task.batch.index, task.counted + task.uncounted);
-                Err(Error::Batch { batch: task.batch.to_string(), index, message: error.message, attempts })
+                let BatchError { kind, message } = error;
+                Err(Error::Batch { batch: task.batch.to_string(), index, message, attempts, kind })
             }
             Next::Again(wait) => {
                 tracing::info!(batch = %task.batch, error = error.message, "tried again");
@@ -337,16 +339,17 @@ enum Next {
 fn next(task: &mut Task, kind: Kind, retries: u32, backoff: Duration) -> Next {
     let (count, most) = match kind {
         Kind::Failed | Kind::Final => (&mut task.counted, retries),
-        Kind::Later | Kind::SlotLost | Kind::Stopped => (&mut task.uncounted, MAX_UNCOUNTED),
+        Kind::Later | Kind::NotStarted { .. } | Kind::SlotLost | Kind::Stopped => (&mut task.uncounted, MAX_UNCOUNTED),
     };
     *count += 1;
     let wait = match kind {
         Kind::Failed => doubled(backoff, *count),
         // Nobody says when it will be better.
-        Kind::Later => doubled(backoff.max(Duration::from_secs(1)), *count),
+        Kind::Later | Kind::NotStarted { .. } => doubled(backoff.max(Duration::from_secs(1)), *count),
         Kind::Final | Kind::SlotLost | Kind::Stopped => Duration::ZERO,
     };
-    if kind == Kind::Final || most < *count { Next::GiveUp } else { Next::Again(wait) }
+    let is_hopeless = matches!(kind, Kind::Final | Kind::NotStarted { host: false });
+    if is_hopeless || most < *count { Next::GiveUp } else { Next::Again(wait) }
 }
 
 fn doubled(backoff: Duration, nth: u32) -> Duration {
@@ -380,13 +383,15 @@ mod tests {
             }
             assert_eq!(said.join(" "), expected, "{kinds:?}");
         };
-        use Kind::{Failed, Final, Later, SlotLost, Stopped};
+        use Kind::{Failed, Final, Later, NotStarted, SlotLost, Stopped};
         check(&[Failed], 0, "no");
         check(&[Failed, Failed, Failed], 2, "5 10 no");
         check(&[Failed; 10], 9, "5 10 20 40 80 160 320 600 600 no");
         check(&[Final], 9, "no");
         check(&[SlotLost, Failed, SlotLost, Failed], 1, "0 5 0 no");
         check(&[Later, Later, Failed], 0, "5 10 no");
+        check(&[NotStarted { host: true }, Later, Failed], 0, "5 10 no");
+        check(&[NotStarted { host: false }], 9, "no");
         check(&[Stopped], 0, "0");
         check(&[SlotLost; 11], 0, "0 0 0 0 0 0 0 0 0 0 no");
     }

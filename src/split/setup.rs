@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, never};
 
-use super::consumer::Consumer;
+use super::consumer::{Consumer, Kind};
 use super::stop::StopFlag;
 use crate::item::{Counters, escape};
 
@@ -167,6 +167,8 @@ pub enum Error {
         message: String,
         /// How often it was tried.
         attempts: u32,
+        /// What its last failure was.
+        kind: Kind,
     },
     /// The output or its journal can't be written: the host's fault.
     #[error("cannot {what} `{}`: {source}", escape(path.as_os_str().as_encoded_bytes()))]

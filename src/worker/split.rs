@@ -32,7 +32,7 @@ use super::strays::{self, Registered, Trail};
 use super::thread::StopSwitch;
 use super::{End, Event, Launch, Report, SPLIT_DIR, Said, outputs, program};
 use crate::item::{Counters, JobId, StopWhy, escape};
-use crate::split::{self, Batch, BatchError, Consumer, ProcessConsumer, Program, Setup, StopFlag};
+use crate::split::{self, Batch, BatchError, Consumer, Kind, ProcessConsumer, Program, Setup, StopFlag};
 use resident::ResidentConsumer;
 use tally::{Channel, Tally};
 
@@ -251,7 +251,7 @@ impl<'a> Splitting<'a> {
             tracing::warn!(job = %launch.job, %error, "cannot cut a log that is longer than max_log");
         }
         let end = self.judge(outcome?);
-        if matches!(end, End::BadInput(_) | End::BatchFailed(_)) && !launch.root.is_intact() {
+        if matches!(end, End::BadInput(_) | End::BatchFailed(_) | End::NotStarted { .. }) && !launch.root.is_intact() {
             return Err(End::Io(attempt::MOVED.to_owned()));
         }
         if end == End::Exited(0) {
@@ -516,6 +516,10 @@ impl<'a> Splitting<'a> {
             (Some(Why::Io(what)), Err(_)) => End::Io(what),
             (None, Err(error)) => match error {
                 split::Error::Input { damaged: true, .. } => End::BadInput(error.to_string()),
+                // No batch's own failure: as if there were one process for all of it.
+                split::Error::Batch { kind: Kind::NotStarted { host }, message, .. } => {
+                    End::NotStarted { error: message, host }
+                }
                 split::Error::Batch { .. } => End::BatchFailed(error.to_string()),
                 split::Error::Setup(what) => End::NotStarted { error: what, host: false },
                 _ => End::Io(error.to_string()),

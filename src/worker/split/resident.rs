@@ -24,11 +24,11 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::tally::{Tally, failed};
 use crate::item::{Counters, JobId};
 use crate::split::{Batch, BatchError, Consumer, Errors, Kind, StopFlag};
-use crate::sys::spawn::Spawn;
+use crate::sys::spawn::{NotStarted, Spawn};
 use crate::units::Bytes;
 use crate::worker::attempt::dev_null;
 use crate::worker::channel::{self, Broken, Message};
-use crate::worker::process::{Exit, NotStarted, Process};
+use crate::worker::process::{Exit, Process};
 use crate::worker::{Said, message};
 
 /// One that has sent a heartbeat is taken for hung after so long without any message over a batch.
@@ -242,7 +242,7 @@ enum Until {
 impl Kept {
     fn start(order: &Order, job: JobId) -> Result<Kept, BatchError> {
         let host = |what: &str, error: &dyn std::fmt::Display| {
-            BatchError::new(Kind::Later, format!("cannot {what} for its resident worker: {error}"))
+            BatchError::from(NotStarted::by_host(format!("cannot {what} for its resident worker: {error}")))
         };
         let null = dev_null().map_err(|error| host("open /dev/null", &error))?;
         let (channel, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
@@ -254,9 +254,7 @@ impl Kept {
         descriptors.extend(order.descriptors.iter().map(|fd| fd.as_fd()));
         let Order { program, argv, env, cwd, .. } = order;
         let spawn = Spawn { program, argv, env, cwd, descriptors: &descriptors };
-        let process = Process::start(&spawn, job).map_err(|NotStarted { error, host, .. }| {
-            BatchError::new(if host { Kind::Later } else { Kind::Final }, error)
-        })?;
+        let process = Process::start(&spawn, job)?;
         Ok(Kept {
             process,
             channel: Some(channel),
