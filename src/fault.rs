@@ -207,6 +207,7 @@ fn verdict(case: &Case, device_lost: bool) -> Fault {
         ),
         // Its own retries lie behind each batch; what was merged stays, for a retry by hand.
         End::BatchFailed(error) => Fault::Final { reason: Reason::Exit, what: words(error) },
+        End::OutputTaken(error) => Fault::Final { reason: Reason::MissingOutput, what: words(error) },
         End::BadInput(error) => Fault::Final { reason: Reason::Invalid, what: words(error) },
         // What a worker says, or how it says it, is its own doing: a GPU that fails shows itself by an exit or a signal.
         End::Protocol(error) => {

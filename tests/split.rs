@@ -259,6 +259,45 @@ fn a_program_that_cannot_start_ends_big_line_files_as_it_ends_any_item() {
     check("[\"/nonexistent/cat\"]", "/", program);
 }
 
+#[test]
+fn what_a_command_writes_under_the_outputs_name_is_never_replaced() {
+    let check = |compress: &str, name: &str, write: &str, is_kept: fn(&Path) -> bool| {
+        let script =
+            format!("text=$(cat)\necho \"$text\" >> \"$AT/seen\"\ncase $text in two) {write};; esac\necho \"$text\"\n");
+        let world = world(1, &format!("lines = 1{compress}"), &script, "");
+        world.drop_file("a.txt", b"one\ntwo\nthree\n");
+        world.once();
+        world.assert_empty();
+        let (dir, result) = world.result("a.txt");
+        assert_eq!((&result["outcome"], &result["reason"]), (&"failed".into(), &"missing-output".into()), "{result:#}");
+        let message = result["message"].as_str().expect("a message");
+        let what =
+            format!("its command wrote `{name}` into {{out}} itself, which is the name of what its batches print");
+        assert!(message.starts_with(&what) && message.contains("neither was replaced"), "{message}");
+        assert_eq!(support::names(&dir.join("out")), [name]);
+        assert!(is_kept(&dir.join("out").join(name)), "{write}");
+
+        // What was merged stays too: a retry by hand goes on behind it, and sets the file aside.
+        fs::write(world.scratch("batch.sh"), script.replace(write, ":")).expect("put the script right");
+        fs::remove_file(world.scratch("seen")).expect("count again");
+        let service = world.start();
+        world.ok(&["retry", "a.txt"]);
+        world.wait();
+        assert_eq!(service.stop(), 0);
+        let (dir, result) = world.result("a.txt");
+        assert_eq!(result["outcome"], "done", "{result:#}");
+        let found = output(&dir, name);
+        assert_eq!(if compress.is_empty() { found } else { gunzip(&found) }, b"one\ntwo\nthree\n");
+        assert!(is_kept(&dir.join("out.aborted.1").join(name)), "{write}: {:?}", support::names(&dir));
+        assert!(!lines(&world, "seen").contains(&"one".to_owned()));
+    };
+    let mine = |path: &Path| fs::read(path).expect("it is there") == b"mine\n";
+    check("", "a.txt", "echo mine > \"$GAMDOK_OUT/a.txt\"", mine);
+    check(", compress = \"gzip\"", "a.txt.gz", "echo mine > \"$GAMDOK_OUT/a.txt.gz\"", mine);
+    check("", "a.txt", "mkdir \"$GAMDOK_OUT/a.txt\"", Path::is_dir);
+    check("", "a.txt", "ln -s /dev/null \"$GAMDOK_OUT/a.txt\"", Path::is_symlink);
+}
+
 /// What each batch says is written down; `here` waits until the test lets it go on.
 const WAITS: &str = "text=$(cat)\necho \"$text\" >> \"$AT/seen\"\n\
     case $text in here) if test ! -e \"$AT/go\"; then echo $$ > \"$AT/pid.new\"; mv \"$AT/pid.new\" \"$AT/pid\"; exec sleep 600; fi;; esac\n\

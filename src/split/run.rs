@@ -40,7 +40,8 @@ pub fn run(mut setup: Setup) -> Result<Summary, Error> {
         Error::Output { what: "make", path, source }
     })?;
     let header = Header::new(&input.identity, setup.compress.is_some(), &setup.tag);
-    let mut output = Output::open(&setup.state_dir, &path, &header, &setup.stop)?;
+    let then = if setup.keep_state { Then::Keep } else { Then::Clear };
+    let mut output = Output::open(&setup.state_dir, &path, &header, &setup.stop, then)?;
     let resumed = output.standing().batches;
     let mut retried = 0;
     (setup.counted)(&output.standing().counters);
@@ -54,7 +55,7 @@ pub fn run(mut setup: Setup) -> Result<Summary, Error> {
     // Nothing at all isn't gzip: every reader needs a member.
     let tail = if standing.length == 0 { Packer::new(setup.compress).member(&[]) } else { Vec::new() };
     let output_bytes = standing.length + if standing.end { 0 } else { tail.len() as u64 };
-    output.finish(&tail, if setup.keep_state { Then::Keep } else { Then::Clear })?;
+    output.finish(&tail)?;
     let (batches, lines, input_bytes) = (standing.batches, standing.lines, standing.offset);
     let counters = standing.counters;
     Ok(Summary { output: path, output_bytes, batches, lines, input_bytes, resumed, retried, counters })

@@ -223,6 +223,29 @@ fn a_stop_keeps_what_is_merged() {
 }
 
 #[test]
+fn what_lies_under_the_outputs_name_is_replaced_only_where_nothing_is_kept() {
+    let place = Place::new(b"1\n2\n");
+    let output = place.out().join("x.jsonl");
+    let once = |keep_state: bool| run(Setup { keep_state, ..place.setup(1, None, vec![Box::new(mark)]) });
+    fs::create_dir(place.out()).unwrap();
+    fs::write(&output, b"mine").unwrap();
+    assert!(matches!(once(true), Err(Error::Taken { path }) if path == output));
+    assert_eq!(fs::read(&output).unwrap(), b"mine");
+    fs::remove_file(&output).unwrap();
+    // Once it is whole, it is named again as often as it takes; its own name isn't taken.
+    for _ in 0..2 {
+        assert_eq!(once(true).unwrap().batches, 2);
+        assert_eq!(fs::read(&output).unwrap(), serial(b"1\n2\n"));
+    }
+    fs::remove_file(&output).unwrap();
+    fs::write(&output, b"mine").unwrap();
+    assert!(matches!(once(true), Err(Error::Taken { .. })));
+    assert_eq!(fs::read(&output).unwrap(), b"mine");
+    assert_eq!(once(false).unwrap().batches, 2);
+    assert_eq!(place.output(None), serial(b"1\n2\n"));
+}
+
+#[test]
 fn bad_input_and_settings_get_clear_errors() {
     let place = Place::new(&gzip(b"1\n2\n3\n")[..15]);
     let error = run(place.setup(1, None, vec![Box::new(mark)])).unwrap_err();

@@ -521,6 +521,7 @@ impl<'a> Splitting<'a> {
                     End::NotStarted { error: message, host }
                 }
                 split::Error::Batch { .. } => End::BatchFailed(error.to_string()),
+                split::Error::Taken { path } => End::OutputTaken(taken(&path)),
                 split::Error::Setup(what) => End::NotStarted { error: what, host: false },
                 _ => End::Io(error.to_string()),
             },
@@ -530,6 +531,15 @@ impl<'a> Splitting<'a> {
     fn io(&self, what: String) -> End {
         End::Io(format!("{what} in `{}`", escape(self.launch.dir.as_os_str().as_encoded_bytes())))
     }
+}
+
+/// A batch's own file under the merged output's name: both stay.
+fn taken(path: &Path) -> String {
+    let name = escape(path.file_name().unwrap_or_default().as_encoded_bytes());
+    format!(
+        "its command wrote `{name}` into {{out}} itself, which is the name of what its batches print, put together: neither \
+         was replaced; have it write under another name, then retry the item, which goes on behind the batches that are done"
+    )
 }
 
 fn host(error: String) -> End {
