@@ -376,6 +376,32 @@ fn fifo(world: &World, name: &str) {
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a FIFO");
 }
 
+/// Each leaves a daemon. The one of `a` answers when `c` asks it, which looks for the one of `b` first.
+const LEAVES: &str = "text=$(cat)\n\
+    leave() { setsid sh -c \"echo \\$\\$ > '$AT/born-$1'; $2\" < /dev/null > /dev/null 2>&1 3>&- & read -r pid < \"$AT/born-$1\"; }\n\
+    case $text in\n\
+    a) leave a 'read -r word < $AT/ask; echo $word > $AT/answer'; touch \"$AT/at-a\"; read -r text < \"$AT/answer\";;\n\
+    b) leave b 'exec sleep 600'; echo \"$pid\" > \"$AT/pid\"; touch \"$AT/at-b\"; read -r _ < \"$AT/gate-b\";;\n\
+    c) pid=$(cat \"$AT/pid\"); text=gone\n\
+       if test -e /proc/$pid && ! grep -q ') Z ' /proc/$pid/stat; then text=lives; fi; echo well > \"$AT/ask\";;\n\
+    esac\n\
+    echo \"$text\"\n";
+
+#[test]
+fn what_a_batch_leaves_behind_ends_with_it_and_not_what_others_have() {
+    let world = world(2, "lines = 1", LEAVES, "timeout = \"60s\"");
+    ["born-a", "born-b", "ask", "answer", "gate-b"].iter().for_each(|name| fifo(&world, name));
+    world.drop_file("x.txt", b"a\nb\nc\n");
+    let service = world.start();
+    world.until("the first batch waits", |_| world.scratch("at-a").exists());
+    let_through(&world, "b");
+    world.wait();
+    assert_eq!(service.stop(), 0);
+    let (dir, result) = world.result("x.txt");
+    assert_eq!(result["outcome"], "done", "{result:#}");
+    assert_eq!(String::from_utf8_lossy(&output(&dir, "x.txt")), "well\nb\ngone\n");
+}
+
 #[test]
 fn free_slots_are_used_at_once_and_the_order_stays() {
     let text = numbered(200);
@@ -655,6 +681,30 @@ fn whatever_a_resident_worker_does_only_its_batch_is_tried_again() {
     assert_eq!(lines(&world, "processes").len(), 1 + 9 + 1, "each failure and the one that left had a new worker");
     let log = fs::read_to_string(dir.join("attempt-1.log")).expect("the log");
     assert_eq!(log.matches("to stdout\n").count(), 20000, "what it prints is in the attempt's log");
+}
+
+/// Each process leaves a daemon, and looks for the one of the process before.
+const LEAVES_TOO: &str = r#"
+import os, subprocess
+from gamdok_worker import serve_lines
+daemon = os.environ["AT"] + "/daemon"
+def lives(pid):
+    try: return ") Z " not in open(f"/proc/{pid}/stat").read()
+    except FileNotFoundError: return False
+found = lives(open(daemon).read()) if os.path.exists(daemon) else None
+left = subprocess.Popen(["sleep", "600"], stdin=-3, stdout=-3, stderr=-3, start_new_session=True)
+open(daemon, "w").write(str(left.pid))
+serve_lines(lambda batch: [f"{found}\n"])
+"#;
+
+#[test]
+fn what_a_resident_worker_leaves_behind_ends_with_it() {
+    let world = resident(1, "lines = 1", LEAVES_TOO, "resident = { max_items = 2 }");
+    world.drop_file("a.txt", b"1\n2\n3\n4\n5\n");
+    world.once();
+    let (dir, result) = world.result("a.txt");
+    assert_eq!(result["outcome"], "done", "{result:#}");
+    assert_eq!(String::from_utf8_lossy(&output(&dir, "a.txt")), "None\nNone\nFalse\nFalse\nFalse\n");
 }
 
 #[test]

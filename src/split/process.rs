@@ -75,11 +75,24 @@ pub trait Ear: Send {
     fn counted(&mut self) -> Counters;
 }
 
+/// Looks after what the process of each batch leaves behind, beyond its group.
+pub(crate) trait Keeper: Send {
+    /// A process is about to start; answers what its environment has beside the program's.
+    fn begin(&mut self) -> (OsString, OsString);
+
+    /// It runs, the leader of its group.
+    fn started(&mut self, leader: i32);
+
+    /// It has ended, was waited for, and its group was killed.
+    fn ended(&mut self);
+}
+
 /// Runs a [`Program`] for each batch. Exit code 65 says that no retry helps, 75 that a later one may.
 pub struct ProcessConsumer {
     program: Program,
     stop: StopFlag,
     ear: Option<Box<dyn Ear>>,
+    keeper: Option<Box<dyn Keeper>>,
 }
 
 impl fmt::Debug for ProcessConsumer {
@@ -91,13 +104,18 @@ impl fmt::Debug for ProcessConsumer {
 impl ProcessConsumer {
     /// The stop should be the run's: a process is ended as soon as it is ordered.
     pub fn new(program: Program, stop: StopFlag) -> ProcessConsumer {
-        ProcessConsumer { program, stop, ear: None }
+        ProcessConsumer { program, stop, ear: None, keeper: None }
     }
 
     /// Listens to descriptor 3; those of the program then begin at 4.
     #[must_use]
     pub fn listening(self, ear: Box<dyn Ear>) -> ProcessConsumer {
         ProcessConsumer { ear: Some(ear), ..self }
+    }
+
+    /// Has someone look after what processes leave behind.
+    pub(crate) fn kept_by(self, keeper: Box<dyn Keeper>) -> ProcessConsumer {
+        ProcessConsumer { keeper: Some(keeper), ..self }
     }
 }
 
@@ -109,11 +127,22 @@ impl Consumer for ProcessConsumer {
         if let Some(ear) = &mut self.ear {
             ear.begin(batch);
         }
+        if let Some(keeper) = &mut self.keeper {
+            let (key, value) = keeper.begin();
+            self.program.env.retain(|(known, _)| *known != key);
+            self.program.env.push((key, value));
+        }
         let mut talk = Talk::start(&self.program, &batch.bytes, out, self.ear.as_deref_mut())?;
+        if let Some(keeper) = &mut self.keeper {
+            keeper.started(talk.child.pid.as_raw_pid());
+        }
         let ended = talk.converse(&self.stop);
         let exit = talk.child.end();
         let said = talk.hear_out();
         talk.errors.flush();
+        if let Some(keeper) = &mut self.keeper {
+            keeper.ended();
+        }
         judge(&talk, ended, exit)?;
         said
     }

@@ -295,7 +295,7 @@ fn course(
     };
     job.mouth().say(&last_word);
     if job.may_have_spawned.load(Ordering::Acquire) {
-        strays::end(&Trail { job: launch.job, leader: None, dir: &launch.dir }, launch.kill_grace);
+        strays::end(&Trail { owner: launch.job.into(), leader: None, dir: &launch.dir }, launch.kill_grace);
     }
     drop(lock);
     if let Err(error) = log.settle() {

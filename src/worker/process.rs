@@ -10,8 +10,7 @@ use rustix::process::{
 };
 
 use super::strays::Registered;
-use crate::item::JobId;
-use crate::proc::ProcStat;
+use crate::proc::{Owner, ProcStat};
 use crate::sys::spawn::{NotStarted, Spawn};
 
 #[derive(Debug)]
@@ -32,11 +31,11 @@ pub(crate) enum Exit {
 }
 
 impl Process {
-    pub(crate) fn start(order: &Spawn, job: JobId) -> Result<Process, NotStarted> {
+    pub(crate) fn start(order: &Spawn, owner: impl Into<Owner>) -> Result<Process, NotStarted> {
         let pid = order.start().map_err(|error| order.why_not(&error))?;
         // Read before anyone could wait for it, so it is there even when it has ended.
         let start_ticks = ProcStat::read(pid.as_raw_pid()).map_or(0, |stat| stat.start_ticks);
-        let registered = Registered::new(pid.as_raw_pid(), job, start_ticks);
+        let registered = Registered::new(pid.as_raw_pid(), owner.into(), start_ticks);
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(handle) => Ok(Process { pid, handle, start_ticks, waited_for: false, _registered: registered }),
             Err(error) => {

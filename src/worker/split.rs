@@ -3,9 +3,10 @@
 //! stop and the clock, bounds the log, and finds out how it went.
 //!
 //! Invariants: every slot that was taken in and leaves before the end says so, the end of the attempt speaks for the
-//! rest; nothing holds the job's lock when strays are looked for.
+//! rest; nothing holds the job's lock when the item's strays are looked for. Those of a batch end with the batch.
 
 mod resident;
+mod sweeper;
 mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,7 @@ use super::{End, Event, Launch, Report, SPLIT_DIR, Said, outputs, program};
 use crate::item::{Counters, JobId, StopWhy, escape};
 use crate::split::{self, Batch, BatchError, Consumer, Kind, ProcessConsumer, Program, Setup, StopFlag};
 use resident::ResidentConsumer;
+use sweeper::Sweeper;
 use tally::{Channel, Tally};
 
 /// What the lines and the parts of one item that wait may take. For slots beyond a dozen batches get smaller than
@@ -230,7 +232,7 @@ impl<'a> Splitting<'a> {
         let first = Words { argv: &launch.argv, env: &launch.env, cwd: &launch.cwd };
         let program = first.find()?;
         // Its processes carry the job's id; the strays of others are told from its own by that.
-        let registered = Registered::without_a_leader(launch.job);
+        let registered = Registered::without_a_leader(launch.job.into());
 
         let begun = Instant::now();
         let at = Timestamp::now();
@@ -245,7 +247,7 @@ impl<'a> Splitting<'a> {
         (self.report.ended_at, self.report.ran) = (Timestamp::now(), begun.elapsed());
 
         drop(common);
-        strays::end(&Trail { job: launch.job, leader: None, dir: &launch.dir }, launch.kill_grace);
+        strays::end(&Trail { owner: launch.job.into(), leader: None, dir: &launch.dir }, launch.kill_grace);
         drop(registered);
         if let Err(error) = log.settle() {
             tracing::warn!(job = %launch.job, %error, "cannot cut a log that is longer than max_log");
@@ -459,7 +461,9 @@ impl<'a> Splitting<'a> {
             // The timeout is the whole attempt's.
             let (log, timeout, max_output) = (Some(log), None, MAX_OUTPUT);
             let program = Program { program, argv, env, cwd, log, descriptors, timeout, kill_grace, max_output };
+            let sweeper = Sweeper::new(self.launch.job, self.launch.dir.clone(), kill_grace);
             let consumer = ProcessConsumer::new(program, stop).listening(Box::new(Channel::new(tally)));
+            let consumer = consumer.kept_by(Box::new(sweeper));
             return Box::new(Pinned { consumer, cpus, leaves });
         };
         let order = resident::Order {
@@ -476,6 +480,7 @@ impl<'a> Splitting<'a> {
             max_output: MAX_OUTPUT,
             name: split::output_name(self.launch.item.file_name().unwrap_or_default(), false),
             dir: self.launch.dir.join(BATCHES_DIR).join(no.to_string()),
+            job_dir: self.launch.dir.clone(),
         };
         let consumer = ResidentConsumer::new(order, stop, tally);
         Box::new(Pinned { consumer, cpus, leaves })

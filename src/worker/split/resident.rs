@@ -3,7 +3,7 @@
 //! them.
 //!
 //! Invariants: the process has one batch at most; it is replaced after a failure, unless it says itself that it is the batch
-//! for good; when the slot has ended it is gone, with its group and its folder.
+//! for good; when the slot has ended it is gone, with all that it started and its folder.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -21,14 +21,17 @@ use rustix::net::{
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::sweeper;
 use super::tally::{Tally, failed};
 use crate::item::{Counters, JobId};
+use crate::proc::Owner;
 use crate::split::{Batch, BatchError, Consumer, Errors, Kind, StopFlag};
 use crate::sys::spawn::{NotStarted, Spawn};
 use crate::units::Bytes;
 use crate::worker::attempt::dev_null;
 use crate::worker::channel::{self, Broken, Message};
 use crate::worker::process::{Exit, Process};
+use crate::worker::strays::{self, Trail};
 use crate::worker::{Said, message};
 
 /// One that has sent a heartbeat is taken for hung after so long without any message over a batch.
@@ -60,6 +63,7 @@ pub(super) struct Order {
     pub(super) name: OsString,
     /// Of this slot alone.
     pub(super) dir: PathBuf,
+    pub(super) job_dir: PathBuf,
 }
 
 #[derive(Debug)]
@@ -92,7 +96,7 @@ impl ResidentConsumer {
             Ok(()) => {}
             // It was leaving already: that is none's failure. The next one has served nothing, so this ends.
             Err(Trouble::Exited(_)) if kept.unread && 0 < kept.served => {
-                self.kept = None;
+                self.kept.take().into_iter().for_each(|kept| kept.end(Manner::Asked, &self.order));
                 return self.converse(batch, out);
             }
             Err(trouble) => return Err(kept.judge(trouble, "without an answer for it")),
@@ -113,7 +117,6 @@ impl Consumer for ResidentConsumer {
         self.tally.begin(batch);
         let made = self.converse(batch, out);
         self.tally.end();
-        let grace = self.order.kill_grace;
         let Some(kept) = &mut self.kept else { return made };
         kept.errors.flush();
         kept.errors.forget();
@@ -123,7 +126,7 @@ impl Consumer for ResidentConsumer {
         let is_well = made.as_ref().err().is_none_or(|error| error.kind == Kind::Final) && kept.exit_seen.is_none();
         if !is_well || has_served {
             let manner = if is_well { Manner::Told } else { Manner::Asked };
-            self.kept.take().into_iter().for_each(|kept| kept.end(manner, grace));
+            self.kept.take().into_iter().for_each(|kept| kept.end(manner, &self.order));
         }
         made
     }
@@ -141,7 +144,7 @@ impl Drop for ResidentConsumer {
     fn drop(&mut self) {
         if let Some(kept) = self.kept.take() {
             let manner = if self.stop.is_ordered() { Manner::Asked } else { Manner::Told };
-            kept.end(manner, self.order.kill_grace);
+            kept.end(manner, &self.order);
         }
         // A kill leaves it lying; whoever goes on clears it away.
         let _left = fs::remove_dir_all(&self.order.dir);
@@ -193,6 +196,7 @@ fn read_part(dir: &Path, max_output: u64, out: &mut Vec<u8>) -> Result<(), Batch
 #[derive(Debug)]
 struct Kept {
     process: Process,
+    owner: Owner,
     channel: Option<OwnedFd>,
     /// Its stdout and stderr, while anybody holds them.
     printed: Option<OwnedFd>,
@@ -252,11 +256,14 @@ impl Kept {
         let mut descriptors: Vec<BorrowedFd> =
             vec![null.as_fd(), their_prints.as_fd(), their_prints.as_fd(), theirs.as_fd()];
         descriptors.extend(order.descriptors.iter().map(|fd| fd.as_fd()));
-        let Order { program, argv, env, cwd, .. } = order;
-        let spawn = Spawn { program, argv, env, cwd, descriptors: &descriptors };
-        let process = Process::start(&spawn, job)?;
+        let Order { program, argv, cwd, .. } = order;
+        let (owner, mark) = sweeper::fresh(job);
+        let env: Vec<_> = order.env.iter().filter(|(key, _)| *key != mark.0).cloned().chain([mark.clone()]).collect();
+        let spawn = Spawn { program, argv, env: &env, cwd, descriptors: &descriptors };
+        let process = Process::start(&spawn, owner)?;
         Ok(Kept {
             process,
+            owner,
             channel: Some(channel),
             printed: Some(printed),
             errors: Errors::new(Some(order.log.clone())),
@@ -482,11 +489,16 @@ impl Kept {
         }
     }
 
-    /// Ends it, with its group.
-    fn end(mut self, manner: Manner, grace: Duration) {
-        if self.exit_seen.is_some() {
-            return;
+    /// Ends it, with its group and what else it left behind.
+    fn end(mut self, manner: Manner, order: &Order) {
+        if self.exit_seen.is_none() {
+            self.end_process(manner, order.kill_grace);
         }
+        let leader = Some((self.process.pid(), self.process.start_ticks));
+        strays::end(&Trail { owner: self.owner, leader, dir: &order.job_dir }, order.kill_grace);
+    }
+
+    fn end_process(&mut self, manner: Manner, grace: Duration) {
         if manner == Manner::Told {
             let _gone = self.send(message::STOP);
             if let Some(channel) = &self.channel {
