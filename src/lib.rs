@@ -84,6 +84,7 @@ pub mod root;
 pub mod spool;
 #[doc(hidden)]
 pub mod state;
+mod symptoms;
 #[doc(hidden)]
 pub mod sys;
 #[doc(hidden)]

@@ -298,6 +298,61 @@ fn what_a_command_writes_under_the_outputs_name_is_never_replaced() {
     check("", "a.txt", "ln -s /dev/null \"$GAMDOK_OUT/a.txt\"", Path::is_symlink);
 }
 
+#[test]
+fn a_batch_without_memory_is_tried_once_more_elsewhere_and_then_says_so() {
+    let one_shot = |fails: &str| {
+        let script = format!(
+            "text=$(cat)\necho \"$text\" >> \"$AT/seen\"\nif test \"$text\" = two; then {fails}; fi\necho \"$text\"\n"
+        );
+        world(1, "lines = 1", &script, "")
+    };
+    let kept = |fails: &str| {
+        let script =
+            KEPT.replace("batch.progress(0.5)", &format!("batch.progress(0.5)\n    if line == b\"two\\n\": {fails}"));
+        resident(1, "lines = 1", &script, "")
+    };
+    let check = |world: World, ends: Option<&str>| {
+        world.drop_file("a.txt", b"one\ntwo\nthree\n");
+        world.once();
+        world.assert_empty();
+        let (dir, result) = world.result("a.txt");
+        let attempts = result["attempts"].as_array().expect("attempts");
+        let told: Vec<_> = attempts.iter().map(|it| (it["reason"].as_str(), it["counted"] == true)).collect();
+        let memory = Some("out-of-memory");
+        match ends {
+            None => {
+                assert_eq!(
+                    (&result["outcome"], told),
+                    (&"done".into(), vec![(memory, false), (None, true)]),
+                    "{result:#}"
+                );
+                assert_eq!(output(&dir, "a.txt"), b"one\ntwo\nthree\n");
+            }
+            Some(words) => {
+                assert_eq!(
+                    (result["reason"].as_str(), told),
+                    (memory, vec![(memory, false), (memory, true)]),
+                    "{result:#}"
+                );
+                let expected = format!("out of memory: batch 1 (lines 2-2): {words} (tried 2 times)");
+                assert_eq!(result["message"].as_str(), Some(&*expected));
+            }
+        }
+        let seen = lines(&world, "seen");
+        assert_eq!(seen.iter().filter(|line| *line == "one").count(), 1, "what was merged stays: {seen:?}");
+        let tries = seen.iter().filter(|line| *line == "two").count();
+        assert_eq!(tries, if ends.is_none() { 3 } else { 4 }, "{seen:?}");
+    };
+    let cuda = "echo 'RuntimeError: CUDA out of memory.' >&2; seq -f 'and on, line %g' 99 >&2; exit 1";
+    let words = "exit code 1: and on, line 95 | and on, line 96 | and on, line 97 | and on, line 98 | and on, line 99";
+    check(one_shot(cuda), Some(words));
+    check(one_shot(&format!("mkdir \"$AT/1\" 2> /dev/null || mkdir \"$AT/2\" 2> /dev/null && {{ {cuda}; }}")), None);
+    check(one_shot("echo '{\"type\":\"failed\",\"error\":\"std::bad_alloc\"}' >&3"), Some("std::bad_alloc"));
+    check(kept("raise MemoryError(\"no\")"), Some("MemoryError: no"));
+    let dies = "import sys; print(\"CUDA out of memory\", file=sys.stderr, flush=True); os._exit(3)";
+    check(kept(dies), Some("its resident worker ended with exit code 3 without an answer for it: CUDA out of memory"));
+}
+
 /// What each batch says is written down; `here` waits until the test lets it go on.
 const WAITS: &str = "text=$(cat)\necho \"$text\" >> \"$AT/seen\"\n\
     case $text in here) if test ! -e \"$AT/go\"; then echo $$ > \"$AT/pid.new\"; mv \"$AT/pid.new\" \"$AT/pid\"; exec sleep 600; fi;; esac\n\

@@ -94,6 +94,8 @@ pub struct BatchError {
 pub enum Kind {
     /// Counted, and tried again while retries are left.
     Failed,
+    /// Like `Failed`, for want of the device's or the host's memory. A run that ends with it says so.
+    OutOfMemory,
     /// No retry will help.
     Final,
     /// Not the batch's fault: tried again, later, uncounted up to a bound.

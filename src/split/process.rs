@@ -24,6 +24,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_proce
 use super::consumer::{Batch, BatchError, Consumer, Kind};
 use super::stop::StopFlag;
 use crate::item::{Counters, escape};
+use crate::symptoms::speaks_of_memory;
 use crate::sys::spawn::{NotStarted, Spawn};
 
 /// What a pipe holds where the kernel lets us: fewer turns between us and the process.
@@ -33,7 +34,9 @@ const CHUNK: usize = 64 << 10;
 /// After a little was fed or heard, how long the next look waits for more: a process that writes line by line would wake
 /// us for each. Pipes hold far more than comes meanwhile, or the look before was a large one.
 const PACE: Duration = Duration::from_millis(2);
-/// How much of the end of stderr a failure repeats.
+/// How much of the end of stderr is kept, for what it tells of the failure.
+const TAIL: usize = 8 << 10;
+/// How much of it a failure repeats.
 const MAX_WORDS: usize = 1024;
 const MAX_WORD_LINES: usize = 5;
 
@@ -144,7 +147,7 @@ impl Consumer for ProcessConsumer {
             keeper.ended();
         }
         judge(&talk, ended, exit)?;
-        said
+        said.map_err(|error| talk.errors.weigh(error))
     }
 
     fn counted(&mut self) -> Counters {
@@ -437,6 +440,7 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
 fn judge(talk: &Talk, ended: Ended, exit: io::Result<Exit>) -> Result<(), BatchError> {
     let seconds = talk.begun.elapsed().as_secs_f64();
     let with_words = |kind: Kind, what: String| Err(BatchError::new(kind, talk.errors.after(what)));
+    let died = |kind: Kind, what: String| with_words(kind, what).map_err(|error| talk.errors.weigh(error));
     match (ended, exit) {
         (Ended::Stopped, _) => Err(BatchError::new(Kind::Stopped, "stopped")),
         (Ended::TimedOut, _) => with_words(Kind::Failed, format!("it took longer than its timeout ({seconds:.1} s)")),
@@ -448,7 +452,7 @@ fn judge(talk: &Talk, ended: Ended, exit: io::Result<Exit>) -> Result<(), BatchE
         (Ended::Io(error), _) => with_words(Kind::Later, error),
         (Ended::Nonsense(what), _) => with_words(Kind::Failed, broke(&what)),
         (_, Err(error)) => with_words(Kind::Later, format!("its exit isn't known: {error}")),
-        (_, Ok(Exit::Signal(signal))) => with_words(Kind::Failed, format!("ended by signal {signal}")),
+        (_, Ok(Exit::Signal(signal))) => died(Kind::Failed, format!("ended by signal {signal}")),
         (Ended::HeldOpen, Ok(Exit::Code(0))) => {
             let held = "it ended, but a process that it started holds its stdout open";
             with_words(Kind::Failed, format!("{held}: what it printed may be incomplete"))
@@ -460,7 +464,7 @@ fn judge(talk: &Talk, ended: Ended, exit: io::Result<Exit>) -> Result<(), BatchE
                 75 => Kind::Later,
                 _ => Kind::Failed,
             };
-            with_words(kind, format!("exit code {code}"))
+            died(kind, format!("exit code {code}"))
         }
     }
 }
@@ -486,8 +490,8 @@ impl Errors {
 
     pub(crate) fn take(&mut self, bytes: &[u8]) {
         self.tail.extend_from_slice(bytes);
-        if self.tail.len() > 8 * MAX_WORDS {
-            self.tail.drain(..self.tail.len() - MAX_WORDS);
+        if self.tail.len() > 2 * TAIL {
+            self.tail.drain(..self.tail.len() - TAIL);
         }
         self.line.extend_from_slice(bytes);
         // Whole lines: those of other processes come in between. An endless one is cut.
@@ -516,6 +520,12 @@ impl Errors {
             let _written = log.write_all(&self.line[..bytes]);
         }
         self.line.drain(..bytes);
+    }
+
+    /// A failure that the last it said, or the failure's own words, lay to memory that ran out, is of that kind.
+    pub(crate) fn weigh(&self, error: BatchError) -> BatchError {
+        let tells = || speaks_of_memory(&self.tail) || speaks_of_memory(error.message.as_bytes());
+        if error.kind == Kind::Failed && tells() { BatchError { kind: Kind::OutOfMemory, ..error } } else { error }
     }
 
     /// What happened, and its last lines.

@@ -339,12 +339,12 @@ enum Next {
 /// Counts the failure, and decides.
 fn next(task: &mut Task, kind: Kind, retries: u32, backoff: Duration) -> Next {
     let (count, most) = match kind {
-        Kind::Failed | Kind::Final => (&mut task.counted, retries),
+        Kind::Failed | Kind::OutOfMemory | Kind::Final => (&mut task.counted, retries),
         Kind::Later | Kind::NotStarted { .. } | Kind::SlotLost | Kind::Stopped => (&mut task.uncounted, MAX_UNCOUNTED),
     };
     *count += 1;
     let wait = match kind {
-        Kind::Failed => doubled(backoff, *count),
+        Kind::Failed | Kind::OutOfMemory => doubled(backoff, *count),
         // Nobody says when it will be better.
         Kind::Later | Kind::NotStarted { .. } => doubled(backoff.max(Duration::from_secs(1)), *count),
         Kind::Final | Kind::SlotLost | Kind::Stopped => Duration::ZERO,
@@ -384,10 +384,11 @@ mod tests {
             }
             assert_eq!(said.join(" "), expected, "{kinds:?}");
         };
-        use Kind::{Failed, Final, Later, NotStarted, SlotLost, Stopped};
+        use Kind::{Failed, Final, Later, NotStarted, OutOfMemory, SlotLost, Stopped};
         check(&[Failed], 0, "no");
         check(&[Failed, Failed, Failed], 2, "5 10 no");
         check(&[Failed; 10], 9, "5 10 20 40 80 160 320 600 600 no");
+        check(&[OutOfMemory, Failed, OutOfMemory], 2, "5 10 no");
         check(&[Final], 9, "no");
         check(&[SlotLost, Failed, SlotLost, Failed], 1, "0 5 0 no");
         check(&[Later, Later, Failed], 0, "5 10 no");

@@ -525,7 +525,10 @@ impl<'a> Splitting<'a> {
                 split::Error::Batch { kind: Kind::NotStarted { host }, message, .. } => {
                     End::NotStarted { error: message, host }
                 }
-                split::Error::Batch { .. } => End::BatchFailed(error.to_string()),
+                split::Error::Batch { kind, .. } => {
+                    self.report.out_of_memory = kind == Kind::OutOfMemory;
+                    End::BatchFailed(error.to_string())
+                }
                 split::Error::Taken { path } => End::OutputTaken(taken(&path)),
                 split::Error::Setup(what) => End::NotStarted { error: what, host: false },
                 _ => End::Io(error.to_string()),

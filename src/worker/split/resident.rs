@@ -103,7 +103,7 @@ impl ResidentConsumer {
         }
         kept.prints(Until::Quiet);
         match kept.answer.take() {
-            Some(Said::Failed { error, retry }) => Err(failed(error, retry)),
+            Some(Said::Failed { error, retry }) => Err(kept.errors.weigh(failed(error, retry))),
             _ => read_part(&result, order.max_output, out),
         }
     }
@@ -473,7 +473,7 @@ impl Kept {
             Trouble::Broken(what) => self.failed(format!("its resident worker broke the protocol of fd 3: {what}")),
             Trouble::Io(what) => BatchError::new(Kind::Later, what),
             Trouble::Exited(Exit::Signal(signal)) => {
-                self.failed(format!("its resident worker was ended by signal {signal} {when}"))
+                self.errors.weigh(self.failed(format!("its resident worker was ended by signal {signal} {when}")))
             }
             Trouble::Exited(Exit::Code(code)) => {
                 let kind = match code {
@@ -481,10 +481,8 @@ impl Kept {
                     75 => Kind::Later,
                     _ => Kind::Failed,
                 };
-                BatchError::new(
-                    kind,
-                    self.errors.after(format!("its resident worker ended with exit code {code} {when}")),
-                )
+                let what = format!("its resident worker ended with exit code {code} {when}");
+                self.errors.weigh(BatchError::new(kind, self.errors.after(what)))
             }
         }
     }

@@ -9,8 +9,9 @@ use rustix::net::{RecvFlags, recv};
 
 use super::{CHUNK, Course, EMPTY_LOG, HEARTBEAT, InFlight, REMEMBERED, Why};
 use crate::item::{JobId, StopWhy};
+use crate::symptoms::speaks_of_memory;
 use crate::worker::channel::{self, Broken, Message};
-use crate::worker::log::{self, Log};
+use crate::worker::log::Log;
 use crate::worker::process::Exit;
 use crate::worker::resident::{News, Task, unbegun};
 use crate::worker::{End, Event, Report, Said, attempt, outputs};
@@ -191,8 +192,7 @@ impl Course<'_> {
                 Err(error) => report.end = End::Io(format!("cannot look for the declared outputs in `out`: {error}")),
             }
         } else {
-            let told =
-                matches!(&report.said, Some(Said::Failed { error, .. }) if log::speaks_of_memory(error.as_bytes()));
+            let told = matches!(&report.said, Some(Said::Failed { error, .. }) if speaks_of_memory(error.as_bytes()));
             report.out_of_memory = told || log.speaks_of_memory();
         }
         let succeeded = report.end == End::Exited(0) && !failed && report.missing_outputs.is_empty();
