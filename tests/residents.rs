@@ -49,6 +49,9 @@ while True:
             elif what == "unknown": say(type="weather", sky="blue"); say(type="done", id=id)
             elif what == "twice": say(type="done", id=id, result=1); say(type="done", id=id, result=2)
             elif what == "last": say(type="done", id=id); sys.exit(0)
+            elif what == "reads on":
+                import select; select.select([channel], [], [], 5)
+                channel.read(65536); say(type="done", id=id); sys.exit(0)
             else: say(type="done", id=id, result={"pid": os.getpid(), "batch": len(message["items"])})
 "#;
 
@@ -134,6 +137,8 @@ fn whatever_a_worker_does_its_item_gets_a_reason_and_no_other_suffers() {
     check("unknown", "done -", "-");
     check("twice", "done -", "-");
     check("last", "done -", "-");
+    // With the next message read already.
+    check("reads on", "done -", "-");
 }
 
 #[test]

@@ -40,6 +40,8 @@ struct Batch {
     size: usize,
     /// The message, while it is kept back.
     unsent: Vec<u8>,
+    /// It was sent while the process had another.
+    ahead: bool,
 }
 
 /// Why the process must end, and how.
@@ -106,6 +108,8 @@ pub(super) struct Course<'a> {
     talks: bool,
     /// The process closed its end with something unread.
     unread: bool,
+    /// It ended by itself, and not by an error.
+    left: bool,
     warned: bool,
 }
 
@@ -140,6 +144,7 @@ impl<'a> Course<'a> {
             logged: 0,
             talks: false,
             unread: false,
+            left: false,
             warned: false,
         }
     }
@@ -392,7 +397,8 @@ impl<'a> Course<'a> {
                 first.outbox.take_counts(&mut self.between);
             }
         }
-        self.batches.push_back(Batch { size: items.len(), items, unsent });
+        let ahead = !self.batches.is_empty() && !waits;
+        self.batches.push_back(Batch { size: items.len(), items, unsent, ahead });
         self.flush(channel);
     }
 

@@ -245,7 +245,10 @@ impl Course<'_> {
             (Some(Why::Retired) | None, Ok(Exit::Code(0)), Ok(())) if !self.ready => {
                 End::Protocol("the worker ended (exit code 0) before it was ready".to_owned())
             }
-            (Some(Why::Retired) | None, Ok(Exit::Code(0)), Ok(())) => unanswered(),
+            (Some(Why::Retired) | None, Ok(Exit::Code(0)), Ok(())) => {
+                self.left = true;
+                unanswered()
+            }
             (Some(Why::Retired) | None, Ok(Exit::Code(code)), _) => End::Exited(code),
             (Some(Why::Retired) | None, Ok(Exit::Signal(signal)), _) => End::Signalled(signal),
         }
@@ -261,7 +264,10 @@ impl Course<'_> {
         for (at, batch) in batches.into_iter().enumerate() {
             // It never came to it, or never read the message: what lies unread is the last one.
             let only = count == 1;
-            let begun = at == 0 && !(only && self.unread && batch.items.len() == batch.size);
+            let whole = batch.items.len() == batch.size;
+            // One that left after the message before may have read this one with it. Handed over again it is the first.
+            let untouched = whole && ((only && self.unread) || (batch.ahead && self.left));
+            let begun = at == 0 && !untouched;
             let beside = (batch.items.len() as u32).saturating_sub(1);
             for mut item in batch.items {
                 let wish = self.stopped.iter().rev().find(|(job, _)| *job == item.task.job).map(|(_, why)| *why);
