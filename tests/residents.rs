@@ -30,7 +30,7 @@ while True:
     *lines, rest = (rest + data).split(b"\n")
     for line in lines:
         message = json.loads(line)
-        if message["type"] == "stop": sys.exit(0)
+        if message["type"] == "stop": say(type="count", name="stops", by=1); sys.exit(0)
         texts = [open(os.fsencode(item["item"])).read() for item in message["items"]]
         if "crash" in texts: os.kill(os.getpid(), 11)
         for item in message["items"]:
@@ -235,7 +235,8 @@ fn a_worker_is_replaced_after_max_items_and_gone_after_its_idle_timeout() {
     world.wait();
     let idle = world.until("it is idle", |status| status["residents"][0]["state"] != "busy");
     assert_eq!(idle["devices"][0]["leases"].as_array().map(Vec::len), Some(0), "{idle}");
-    world.until("it is gone", |status| status["residents"].as_array().is_some_and(Vec::is_empty));
+    let gone = world.until("it is gone", |status| status["residents"].as_array().is_some_and(Vec::is_empty));
+    assert_eq!(gone["counters"], serde_json::json!({"stops": 1}), "no item's, and not lost");
     world.drop_file("b", b"fine");
     world.wait();
     assert_eq!(processes(&world), 2);

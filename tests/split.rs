@@ -691,7 +691,7 @@ while True:
     *lines, rest = (rest + data).split(b"\n")
     for line in lines:
         message = json.loads(line)
-        if message["type"] == "stop": sys.exit(0)
+        if message["type"] == "stop": say(type="count", name="stops", by=1); sys.exit(0)
         [item] = message["items"]
         assert set(item) == {"id", "item", "name", "out", "attempt", "first_line", "lines"}, item
         text, id, out = open(item["item"]).read(), item["id"], item["out"]
@@ -736,6 +736,26 @@ fn whatever_a_resident_worker_does_only_its_batch_is_tried_again() {
     assert_eq!(lines(&world, "processes").len(), 1 + 9 + 1, "each failure and the one that left had a new worker");
     let log = fs::read_to_string(dir.join("attempt-1.log")).expect("the log");
     assert_eq!(log.matches("to stdout\n").count(), 20000, "what it prints is in the attempt's log");
+}
+
+#[test]
+fn what_a_resident_worker_counts_while_it_stops_is_its_items() {
+    let world = resident(1, "lines = 1", BARE, "resident = { max_items = 2 }");
+    world.drop_file("a.txt", b"1\n2\n3\n4\n5\n");
+    let service = world.start();
+    world.wait();
+    let status = world.status();
+    assert_eq!(service.stop(), 0);
+    let (_, result) = world.result("a.txt");
+    assert_eq!(result["counters"], serde_json::json!({"stops": 3, "tries": 5}), "{result:#}");
+    assert_eq!(status["counters"], result["counters"]);
+    // One that fails says nothing more that counts; the next attempt's adds to what stands.
+    let world = resident(1, "lines = 1", BARE, "");
+    world.drop_file("a.txt", b"1\nrefuse\n3\n");
+    world.once();
+    let (_, result) = world.result("a.txt");
+    assert_eq!(result["outcome"], "failed", "{result:#}");
+    assert_eq!(result["counters"], serde_json::json!({"stops": 1, "tries": 1}), "{result:#}");
 }
 
 /// Each process leaves a daemon, and looks for the one of the process before.

@@ -57,6 +57,12 @@ pub trait Consumer {
         Counters::default()
     }
 
+    /// The slot ends, after whatever batch: lets go of what is kept from one batch to the next, and answers what was counted since
+    /// the last that succeeded, but not over one that failed. It is on record like a batch's.
+    fn finish(&mut self) -> Counters {
+        Counters::default()
+    }
+
     /// Asked before each batch: false ends the slot, and its place is free for other work.
     fn wants_more(&mut self) -> bool {
         true

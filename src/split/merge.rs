@@ -198,6 +198,17 @@ impl Output {
         self.guarded("sync", Output::sync_in_groups)
     }
 
+    /// Puts counters of no part on record.
+    pub(super) fn note(&mut self, counters: &Counters) -> Result<(), Error> {
+        if self.broken || self.standing.end {
+            return Ok(());
+        }
+        let record = Record { crc: Crc::new().sum(), counters: counters.clone(), ..self.standing };
+        self.guarded("write", |output| output.journal.write_all(&journal::line(&record)?))?;
+        self.standing.counters.add_all(counters);
+        Ok(())
+    }
+
     /// Whether the output's name is free where it must be, or the output's already.
     fn is_free(&self) -> Result<(), Error> {
         if self.then == Then::Clear {

@@ -230,8 +230,9 @@ impl<'m, 'a> Merging<'m, 'a> {
         match event {
             Event::Part(part) => self.accept(part)?,
             Event::Failed(task, error) => self.try_again(task, error)?,
-            Event::Gone(last_words) => {
+            Event::Gone(last_words, late) => {
                 self.live -= 1;
+                self.note(&late)?;
                 self.last_words = last_words.or(self.last_words.take());
             }
             Event::Produced(end) => {
@@ -253,6 +254,23 @@ impl<'m, 'a> Merging<'m, 'a> {
         }
         self.has_news = true;
         self.order.accept(part);
+        Ok(())
+    }
+
+    /// What a slot counted after its last part.
+    fn note(&mut self, late: &Counters) -> Result<(), Error> {
+        if late.is_empty() {
+            return Ok(());
+        }
+        self.known.add_all(late);
+        if self.known.len() > MAX_COUNTERS {
+            tracing::warn!(
+                "what a slot counted at its end would make more than {MAX_COUNTERS} counters: it is left out"
+            );
+            return Ok(());
+        }
+        self.output.note(late)?;
+        (self.setup.counted)(&self.output.standing().counters);
         Ok(())
     }
 
@@ -320,7 +338,10 @@ impl<'m, 'a> Merging<'m, 'a> {
             match event {
                 // A part with too many counters ends the next run, which makes it again.
                 Event::Part(part) => drop(self.accept(part)),
-                Event::Gone(_) => self.live -= 1,
+                Event::Gone(_, late) => {
+                    self.live -= 1;
+                    let _decided = self.note(&late);
+                }
                 Event::Produced(_) => self.is_producing = false,
                 Event::Failed(..) | Event::Ahead => {}
             }

@@ -606,6 +606,10 @@ impl<C: Consumer> Consumer for Pinned<C> {
         self.consumer.counted()
     }
 
+    fn finish(&mut self) -> Counters {
+        self.consumer.finish()
+    }
+
     fn wants_more(&mut self) -> bool {
         let wanted = self.leaves.as_ref().is_none_or(|leaves| leaves.wanted.load(Ordering::Acquire));
         wanted && self.consumer.wants_more()
