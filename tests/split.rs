@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
-use support::World;
+use support::{HELPER, World, is_gone};
 
 /// A root with CPU slots and one route whose command is this script, run once for each batch.
 fn world(slots: usize, split: &str, script: &str, extra: &str) -> World {
@@ -26,8 +26,6 @@ fn configure(world: &World, settings: &str, split: &str, script: &str, extra: &s
     );
     world.configure(settings, &route);
 }
-
-const HELPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python");
 
 /// The same with a resident worker in Python for each slot.
 fn resident(slots: usize, split: &str, script: &str, extra: &str) -> World {
@@ -380,12 +378,6 @@ fn after_a_kill_no_finished_batch_is_repeated() {
     assert!(is_gone(&world), "the batch that outlived the director was ended first");
 }
 
-fn is_gone(world: &World) -> bool {
-    let pid: i32 = fs::read_to_string(world.scratch("pid")).expect("its number").trim().parse().expect("a number");
-    // Dead, though nobody may have waited for it.
-    fs::read_to_string(format!("/proc/{pid}/stat")).ok().is_none_or(|stat| stat.contains(") Z "))
-}
-
 #[test]
 fn a_stop_ends_the_batch_and_what_was_done_is_kept() {
     let world = world(1, "lines = 1", WAITS, "");
@@ -410,14 +402,7 @@ fn a_stop_ends_the_batch_and_what_was_done_is_kept() {
 fn cancelling_ends_the_batch_and_the_item() {
     let world = world(1, "lines = 1", WAITS, "");
     world.drop_file("a.txt", b"one\nhere\nthree\n");
-    let service = world.start();
-    world.until("the second batch runs", |_| world.scratch("pid").exists());
-    world.ok(&["cancel", "a.txt"]);
-    world.wait();
-    assert_eq!(world.outcomes(), ["a.txt cancelled cancelled"]);
-    assert!(is_gone(&world));
-    assert_eq!(service.stop(), 0);
-    world.assert_empty();
+    support::cancel_at_work(&world, "a.txt");
 }
 
 /// Two batches meet: each waits until the other one is there, through a pair of FIFOs.
@@ -661,7 +646,7 @@ fn a_resident_worker_takes_one_batch_after_another() {
     assert_eq!(result["outcome"], "done", "{result:#}");
     assert!(gunzip(&output(&dir, "a.txt.gz")) == text.as_bytes());
     assert_eq!((&result["result"]["batches"], &result["counters"]["lines"]), (&201.into(), &2005.into()));
-    assert_eq!(lines(&world, "processes").len(), 1, "one process for all of it");
+    assert_eq!(support::processes(&world).len(), 1, "one process for all of it");
     assert!(!dir.join("batches").exists(), "nothing of the batches is left");
 
     // After so many batches it is replaced.
@@ -669,60 +654,36 @@ fn a_resident_worker_takes_one_batch_after_another() {
     world.drop_file("a.txt", b"1\n2\n3\n4\n5\n6\n7\n");
     world.once();
     assert_eq!(output(&world.result("a.txt").0, "a.txt"), b"1\n2\n3\n4\n5\n6\n7\n");
-    assert_eq!(lines(&world, "processes").len(), 3);
+    assert_eq!(support::processes(&world).len(), 3);
 }
 
-/// A bare worker on fd 3: what a line says decides what becomes of its batch; a word with `once` does so the first time.
+/// What a line says decides what becomes of its batch; a word with `once` does so the first time.
 const BARE: &str = r#"
-import json, os, sys
-at = os.environ["AT"]
-channel = os.fdopen(int(os.environ["GAMDOK_FD"]), "rb+", buffering=0)
-def say(**message): channel.write(json.dumps(message).encode() + b"\n")
-open(at + "/processes", "a").write(f"{os.getpid()}\n")
-if os.path.exists(at + "/never"):
-    import time; time.sleep(600)
-if os.path.exists(at + "/exits"):
-    print("no model here", file=sys.stderr); sys.exit(3)
-say(type="ready")
-rest = b""
-while True:
-    data = channel.read(65536)
-    if not data: break
-    *lines, rest = (rest + data).split(b"\n")
-    for line in lines:
-        message = json.loads(line)
-        if message["type"] == "stop": say(type="count", name="stops", by=1); sys.exit(0)
-        [item] = message["items"]
-        assert set(item) == {"id", "item", "name", "out", "attempt", "first_line", "lines"}, item
-        text, id, out = open(item["item"]).read(), item["id"], item["out"]
-        what = text.strip()
-        if what.startswith("once ") and item["attempt"] > 1: what = ""
-        what = what.removeprefix("once ")
-        say(type="count", name="tries", by=1)
-        with open(out + "/part", "w") as part: part.write(text)
-        if what == "nonsense": channel.write(b"hello\n")
-        elif what == "stranger": say(type="done", id="01ARZ3NDEKTSV4RRFFQ69G5FAV")
-        elif what == "leave": sys.exit(0)
-        elif what == "code": print("no more\nof this", flush=True); sys.exit(4)
-        elif what == "crash": os.kill(os.getpid(), 11)
-        elif what == "closes": channel.close(); import time; time.sleep(600)
-        elif what == "fail": say(type="failed", id=id, error="cannot do that")
-        elif what == "refuse": say(type="failed", id=id, error="not a word", retry=False)
-        elif what == "nothing": os.remove(out + "/part"); say(type="done", id=id)
-        elif what == "folder": os.remove(out + "/part"); os.mkdir(out + "/x"); say(type="done", id=id)
-        elif what == "two": open(out + "/more", "w").close(); say(type="done", id=id)
-        elif what == "link": os.remove(out + "/part"); os.symlink("/etc/passwd", out + "/part"); say(type="done", id=id)
-        elif what == "last": say(type="done", id=id); sys.exit(0)
-        elif what == "unknown": say(type="weather", sky="blue"); say(type="done", id=id)
-        elif what == "prints": sys.stdout.write("to stdout\n" * 20000); sys.stdout.flush(); say(type="done", id=id)
-        else: say(type="done", id=id)
+def take(items):
+    [item] = items
+    assert set(item) == {"id", "item", "name", "out", "attempt", "first_line", "lines"}, item
+    text, id, out = open(item["item"]).read(), item["id"], item["out"]
+    what = text.strip()
+    if what.startswith("once ") and item["attempt"] > 1: what = ""
+    what = what.removeprefix("once ")
+    say(type="count", name="tries", by=1)
+    with open(out + "/part", "w") as part: part.write(text)
+    if did(what, id): pass
+    elif what == "code": print("no more\nof this", flush=True); sys.exit(4)
+    elif what == "closes": channel.close(); time.sleep(600)
+    elif what == "nothing": os.remove(out + "/part"); say(type="done", id=id)
+    elif what == "folder": os.remove(out + "/part"); os.mkdir(out + "/x"); say(type="done", id=id)
+    elif what == "two": open(out + "/more", "w").close(); say(type="done", id=id)
+    elif what == "link": os.remove(out + "/part"); os.symlink("/etc/passwd", out + "/part"); say(type="done", id=id)
+    elif what == "prints": sys.stdout.write("to stdout\n" * 20000); sys.stdout.flush(); say(type="done", id=id)
+    else: say(type="done", id=id)
 "#;
 
 #[test]
 fn whatever_a_resident_worker_does_only_its_batch_is_tried_again() {
     let all = "1\nonce nonsense\n2\nonce stranger\n3\nonce leave\n4\nonce code\n5\nonce crash\n6\nonce closes\n7\nonce fail\n8\n\
                once nothing\n9\nonce two\nlast\nunknown\nprints\n10\n";
-    let world = resident(1, "lines = 1", BARE, "");
+    let world = resident(1, "lines = 1", &support::bare_worker(BARE), "");
     hurry(&world);
     world.drop_file("a.txt", all.as_bytes());
     world.once();
@@ -733,14 +694,14 @@ fn whatever_a_resident_worker_does_only_its_batch_is_tried_again() {
     assert_eq!(result["result"]["retried"], 9, "{result:#}");
     let batches = all.lines().count();
     assert_eq!(result["counters"]["tries"], batches, "a try that failed counts for nothing");
-    assert_eq!(lines(&world, "processes").len(), 1 + 9 + 1, "each failure and the one that left had a new worker");
+    assert_eq!(support::processes(&world).len(), 1 + 9 + 1, "each failure and the one that left had a new worker");
     let log = fs::read_to_string(dir.join("attempt-1.log")).expect("the log");
     assert_eq!(log.matches("to stdout\n").count(), 20000, "what it prints is in the attempt's log");
 }
 
 #[test]
 fn what_a_resident_worker_counts_while_it_stops_is_its_items() {
-    let world = resident(1, "lines = 1", BARE, "resident = { max_items = 2 }");
+    let world = resident(1, "lines = 1", &support::bare_worker(BARE), "resident = { max_items = 2 }");
     world.drop_file("a.txt", b"1\n2\n3\n4\n5\n");
     let service = world.start();
     world.wait();
@@ -750,7 +711,7 @@ fn what_a_resident_worker_counts_while_it_stops_is_its_items() {
     assert_eq!(result["counters"], serde_json::json!({"stops": 3, "tries": 5}), "{result:#}");
     assert_eq!(status["counters"], result["counters"]);
     // One that fails says nothing more that counts; the next attempt's adds to what stands.
-    let world = resident(1, "lines = 1", BARE, "");
+    let world = resident(1, "lines = 1", &support::bare_worker(BARE), "");
     world.drop_file("a.txt", b"1\nrefuse\n3\n");
     world.once();
     let (_, result) = world.result("a.txt");
@@ -785,7 +746,7 @@ fn what_a_resident_worker_leaves_behind_ends_with_it() {
 #[test]
 fn what_a_resident_worker_cannot_do_is_said_clearly() {
     let check = |what: &str, extra: &str, message: &str| {
-        let world = resident(1, "lines = 1", BARE, extra);
+        let world = resident(1, "lines = 1", &support::bare_worker(BARE), extra);
         let text = fs::read_to_string(world.root.join("gamdok.toml")).expect("the configuration");
         let text = text.replace("retries = 1", "retries = 0").replace("kill_grace = \"5s\"", "kill_grace = \"200ms\"");
         world.configure("", &text);
@@ -871,14 +832,7 @@ fn cancelling_ends_a_resident_worker_in_the_middle_of_a_batch() {
     let world = resident(1, "lines = 1", KEPT, "");
     hurry(&world);
     world.drop_file("a.txt", b"one\nhere\nthree\n");
-    let service = world.start();
-    world.until("the second batch runs", |_| world.scratch("pid").exists());
-    world.ok(&["cancel", "a.txt"]);
-    world.wait();
-    assert_eq!(world.outcomes(), ["a.txt cancelled cancelled"]);
-    assert!(is_gone(&world));
-    assert_eq!(service.stop(), 0);
-    world.assert_empty();
+    support::cancel_at_work(&world, "a.txt");
 }
 
 #[test]
@@ -942,7 +896,7 @@ fn a_resident_worker_goes_with_its_slot() {
     world.until("the small item is done", |status| status["counts"]["done"] == 1);
     let is_alive =
         |pid: &String| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-    let pids = lines(&world, "processes");
+    let pids = support::processes(&world);
     assert!(pids.iter().any(|pid| !is_alive(pid)), "the one whose slot it got is gone");
     assert!(pids.iter().any(is_alive), "the other one goes on");
     let_through(&world, "c");
