@@ -410,8 +410,8 @@ impl<'a> Course<'a> {
                 Ok(n) => sent += n,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
-                // It closed its end: how it ends tells the rest.
-                Err(_) => sent = self.outgoing.len(),
+                // It closed its end: how it ends tells the rest. What it wasn't sent whole it never read.
+                Err(_) => (sent, self.unread) = (self.outgoing.len(), true),
             }
         }
         self.outgoing.drain(..sent);

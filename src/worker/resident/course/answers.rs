@@ -261,6 +261,8 @@ impl Course<'_> {
         let count = batches.iter().filter(|batch| batch.unsent.is_empty()).count();
         let doubled = matches!(end, End::Protocol(what) if what.starts_with("it spoke again"));
         self.between.finish();
+        // It closed its end before the last message went out.
+        self.unread |= !self.outgoing.is_empty();
         for (at, batch) in batches.into_iter().enumerate() {
             // It never came to it, or never read the message: what lies unread is the last one.
             let only = count == 1;
