@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 
 use super::attempt::{item_to_begin, stay_on, stopped_before, take_lock};
 use super::channel::{self, Broken, Message};
-use super::log::{self, Log};
+use super::log::Log;
 use super::outbox::Outbox;
 use super::strays::{self, Trail};
 use super::thread::{self, Handle, StopSwitch};
 use super::{End, Event, Launch, Report, Said, outputs};
 use crate::item::{JobId, escape};
 use crate::pool::{Device, TaskError, caught};
+use crate::symptoms::speaks_of_memory;
 use crate::units::Clock;
 
 /// What a route runs.
@@ -295,7 +296,7 @@ fn course(
     };
     job.mouth().say(&last_word);
     if job.may_have_spawned.load(Ordering::Acquire) {
-        strays::end(&Trail { job: launch.job, leader: None, dir: &launch.dir }, launch.kill_grace);
+        strays::end(&Trail { owner: launch.job.into(), leader: None, dir: &launch.dir }, launch.kill_grace);
     }
     drop(lock);
     if let Err(error) = log.settle() {
@@ -339,7 +340,7 @@ fn judge(stop: &StopSwitch, broken: Option<Broken>) -> Result<End, End> {
 
 fn look_at_results(launch: &Launch, report: &mut Report, log: &Log) -> Result<(), End> {
     if let Some(Said::Failed { error, .. }) = &report.said {
-        report.out_of_memory = log::speaks_of_memory(error.as_bytes()) || log.speaks_of_memory();
+        report.out_of_memory = speaks_of_memory(error.as_bytes()) || log.speaks_of_memory();
         return Ok(());
     }
     report.missing_outputs = outputs::missing(&launch.dir.join("out"), &launch.outputs)

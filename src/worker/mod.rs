@@ -162,6 +162,8 @@ pub enum End {
     BadInput(String),
     /// A batch of its lines failed for good, after its own retries.
     BatchFailed(String),
+    /// What the batches made can't have its name in `out/`: the command put something there itself.
+    OutputTaken(String),
     /// Reading or writing in the job's directory failed.
     Io(String),
     /// The worker thread itself failed.
