@@ -422,14 +422,10 @@ impl<'a> Course<'a> {
             let _closed = shutdown(channel, Shutdown::Write);
         }
         let now = Instant::now();
-        let ask_at = now + self.launch.kill_grace;
-        self.ending = Some(Ending {
-            why: Why::Retired,
-            ask_at,
-            asked: false,
-            kill_at: ask_at + self.launch.kill_grace,
-            killed: false,
-        });
+        let after =
+            |at: Instant| at.checked_add(self.launch.kill_grace).unwrap_or(at + Duration::from_secs(u32::MAX.into()));
+        let ask_at = after(now);
+        self.ending = Some(Ending { why: Why::Retired, ask_at, asked: false, kill_at: after(ask_at), killed: false });
         // One that is still loading hears nothing yet.
         if !self.ready
             && let Some(ending) = &mut self.ending
