@@ -293,7 +293,7 @@ fn a_director_that_cannot_be_is_told() {
     let is_route: fn(&Error) -> bool = |error| matches!(error, Error::Route { .. });
     let is_setting: fn(&Error) -> bool = |error| matches!(error, Error::Settings(_));
     check(Director::builder().route(route()), is_setting, "needs a root");
-    check(world.builder().cpu_slots(0), is_setting, "at least one slot");
+    check(world.builder().cpu_slots(0), is_setting, "`cpu_slots` is 0: it must be from 1 to 1024");
     check(world.builder().route(route()).route(route()), is_route, "another route has this name");
     check(world.builder().route(route().timeout(LIMIT)), is_route, "a timeout can't end a closure");
     let unmade = Director::builder().root(world.root()).route(route());
@@ -362,4 +362,58 @@ fn only(world: &World, state: &str) -> (Value, PathBuf) {
     assert_eq!(jobs.len(), 1, "{jobs:?}");
     let dir = jobs.remove(0);
     (serde_json::from_slice(&fs::read(dir.join("result.json")).expect("a result")).expect("JSON"), dir)
+}
+
+#[test]
+fn a_submission_that_is_taken_out_of_the_inbox_is_told_of() {
+    let world = World::new();
+    let route = Route::closure("any", |_| Ok(())).cpu();
+    let director = world.builder().route(route).start().expect("it starts");
+    let lies = |name: &str| world.root().join("inbox").join(name);
+    let end = |submission: gamdok::service::Submission| match submission.wait_timeout(LIMIT) {
+        Ok(ended) => ended.map(|ended| ended.outcome),
+        Err(_) => panic!("nobody was told"),
+    };
+    // Before anybody looked, or at the very moment of the claim: it is the one or the other.
+    for n in 0..50 {
+        let name = format!("early-{n}");
+        let submission = director.submit_bytes(&name, b"").expect("submitted");
+        let removed = fs::remove_file(lies(&name)).is_ok();
+        assert_eq!(end(submission), if removed { Err(Error::Withdrawn) } else { Ok(How::Done) });
+    }
+    // While it waits to be claimed; and another one takes its place.
+    director.pause().expect("paused");
+    let gone = director.submit_bytes("gone", b"").expect("submitted");
+    let replaced = director.submit_bytes("replaced", b"ours").expect("submitted");
+    fs::remove_file(lies("gone")).expect("removed");
+    let theirs = world.dir.path().join("theirs");
+    fs::write(&theirs, "theirs").expect("another file");
+    fs::rename(&theirs, lies("replaced")).expect("replaced");
+    assert_eq!((end(gone), end(replaced)), (Err(Error::Withdrawn), Err(Error::Withdrawn)));
+    // Its name is free again.
+    let again = director.submit_bytes("gone", b"").expect("submitted");
+    director.resume().expect("resumed");
+    assert_eq!(end(again), Ok(How::Done));
+    assert!(director.wait_timeout(LIMIT), "nothing is left to wait for");
+}
+
+#[test]
+fn what_would_never_be_taken_is_not_submitted() {
+    let world = World::new();
+    let route = Route::closure("large", |_| Ok(())).cpu().min_bytes(gamdok::rules::Bytes(4));
+    let director = world.builder().ignore(["*.bak"]).route(route).start().expect("it starts");
+    let check = |name: &str, content: &str, words: &str| {
+        let refused = director.submit_bytes(name, content.as_bytes()).expect_err("refused").to_string();
+        assert!(refused.contains(words), "{refused}");
+    };
+    check("a.bak", "long enough", "are temporary files to the inbox, or ignored");
+    check("a.part", "long enough", "are temporary files to the inbox, or ignored");
+    check("small", "abc", "route `large` takes items of at least 4 B");
+    check("a/b", "long enough", "a name has no `/` in it");
+    check("..", "long enough", "this path ends in no name");
+    check("", "long enough", "this path ends in no name");
+    check("nul\0", "long enough", "a path has no NUL byte in it");
+    check(&"n".repeat(256), "long enough", "File name too long");
+    assert!(director.submit_bytes("a", b"abcd").expect("submitted").wait().expect("an outcome").is_done());
+    assert!(director.subscribe_with(usize::MAX).dropped() == 0 && director.wait_timeout(Duration::MAX));
 }

@@ -45,6 +45,7 @@
 //! program's signals stay its own: nothing is caught here.
 
 mod builder;
+mod check;
 mod route;
 mod submission;
 
@@ -61,6 +62,8 @@ pub use builder::Builder;
 pub use route::Route;
 pub use submission::Submission;
 
+#[doc(inline)]
+pub use crate::config::Watch;
 #[doc(inline)]
 pub use crate::director::{Ended, Events, NewsEvent as Event, Summary};
 #[doc(inline)]
@@ -155,6 +158,8 @@ impl From<RunError> for Error {
 pub struct Director {
     root: std::path::PathBuf,
     routes: Vec<Arc<config::Route>>,
+    /// Names that are no items.
+    ignore: Vec<String>,
     news: News,
     asks: Sender<Request>,
     /// A message is what a signal is to the service.
@@ -225,13 +230,18 @@ impl Director {
         let item = || shown(payload.named());
         let refused = |what: String| Error::Submit { item: item(), what };
         let (name, kind) = payload.look().map_err(refused)?;
-        if inbox::is_never_an_item(&name, kind) {
-            return Err(refused("names like this are temporary files to the inbox: give it another one".to_owned()));
+        if inbox::is_never_an_item(&name, kind, &self.ignore) {
+            let what = "names like this are temporary files to the inbox, or ignored: give it another one";
+            return Err(refused(what.to_owned()));
         }
         let Some(route) = inbox::first_of_all(&self.routes, &name, kind) else {
             let kind = if kind == ItemKind::Directory { "directory" } else { "file" };
             return Err(refused(format!("no route takes a {kind} of this name: add one, or rename it")));
         };
+        if payload.size().is_some_and(|size| size < route.ready.min_bytes.0) {
+            let (name, least) = (&route.name, route.ready.min_bytes);
+            return Err(refused(format!("route `{name}` takes items of at least {least}, and it is smaller")));
+        }
         let key = CandidateKey { folder: route.folder.clone(), name: ItemName::new(name) };
         let Some(ended) = self.news.await_item(&key) else {
             if self.news.is_over() {
@@ -245,6 +255,7 @@ impl Director {
             self.news.forget_item(&key);
             refused(what)
         })?;
+        self.news.lies_there(&key);
         Ok(Submission::new(ended, self.news.clone()))
     }
 
@@ -296,7 +307,7 @@ impl Director {
         self.subscribe_with(EVENTS)
     }
 
-    /// The same with room for this many unread events.
+    /// The same with room for this many unread events, from 1 to 65,536.
     pub fn subscribe_with(&self, most: usize) -> Events {
         self.news.subscribe(most)
     }
