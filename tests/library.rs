@@ -76,6 +76,8 @@ fn a_closure_and_a_command_leave_the_same_behind() {
     let (ours, theirs) = (result(&closure), result(&command));
     let fields = |of: &Value| of["attempts"][0].as_object().expect("an attempt").keys().cloned().collect::<Vec<_>>();
     assert_eq!(fields(&ours), fields(&theirs));
+    // A closure runs in this very process.
+    assert_eq!(ours["attempts"][0]["pid"], json!(std::process::id()));
     assert_eq!((&ours["attempts"][0]["exit_code"], &theirs["attempts"][0]["exit_code"]), (&Value::Null, &json!(0)));
 
     let (code, status) = world.gamdok(&["status"]);
@@ -98,11 +100,21 @@ fn errors_and_panics_are_tried_again_and_stop_nothing() {
             Some("hopeless") => return Err(Failure::for_good("never")),
             Some("second") if seen.fetch_add(1, Ordering::Relaxed) == 0 => return Err(Failure::new("once")),
             Some("deceives") => job.count("", 1.0),
-            Some("misses") => return Ok(()),
+            Some("infinite") => job.count("n", f64::INFINITY),
+            // With its quotes.
+            Some("long") => return Ok(Value::from("x".repeat((1 << 20) - 1))),
+            Some("longest") => {
+                job.progress(f64::NAN, &"x".repeat(2 << 20));
+                fs::write(job.out().join("made"), "")?;
+                return Ok(Value::from("x".repeat((1 << 20) - 2)));
+            }
+            Some("deep") => return Ok((0..101).fold(Value::Null, |inner, _| Value::from(vec![inner]))),
+            Some("complains") => return Err(Failure::new("e".repeat(2 << 20))),
+            Some("misses") => return Ok(Value::Null),
             _ => {}
         }
         fs::write(job.out().join("made"), "")?;
-        Ok(())
+        Ok(Value::Null)
     });
     let work = work.cpu().retries(1).backoff(Duration::ZERO).outputs(["made"]);
     let director = world.builder().route(work).start().expect("it starts");
@@ -117,11 +129,17 @@ fn errors_and_panics_are_tried_again_and_stop_nothing() {
     check("fails", (How::Failed, Some("reported"), 2), "not today");
     check("hopeless", (How::Failed, Some("reported"), 1), "never");
     check("second", (How::Done, None, 2), "");
-    check("deceives", (How::Failed, Some("protocol"), 2), "broke the protocol");
+    check("deceives", (How::Failed, Some("reported"), 2), "its closure counted a counter's name has 1 to 200 bytes");
+    check("infinite", (How::Failed, Some("reported"), 2), "its closure counted `n` by inf, which is no number");
+    let longest = "its closure's result has 1048577 bytes as JSON, the longest may have 1048576: write it to a file";
+    check("long", (How::Failed, Some("reported"), 2), longest);
+    check("deep", (How::Failed, Some("reported"), 2), "a result that is nested deeper than 100 levels");
+    check("longest", (How::Done, None, 1), "");
+    check("complains", (How::Failed, Some("reported"), 2), "eeee");
     check("misses", (How::Failed, Some("missing-output"), 2), "no output matches made");
     check("well", (How::Done, None, 1), "");
-    assert_eq!(director.join().expect("it ends").failed, 5);
-    assert_eq!(events.filter(|event| word(event) == Some("retrying")).count(), 5);
+    assert_eq!(director.join().expect("it ends").failed, 9);
+    assert_eq!(events.filter(|event| word(event) == Some("retrying")).count(), 9);
 }
 
 #[test]

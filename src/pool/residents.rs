@@ -247,7 +247,8 @@ impl ResidentsBuilder {
 /// A task that fails is an error of its ticket ([`TaskError::Failed`]); its process is replaced then, unless it said
 /// `"retry":false`, which means that it is well. A process that ends, speaks nonsense or takes too long costs the task it was
 /// at ([`TaskError::Lost`]); what it hadn't come to goes to the next one. Nothing is tried twice by itself.
-/// What a process starts is ended with it as far as it stays in its process group.
+/// What a process starts is ended with it: what is in its process group, and what left that but kept `GAMDOK_ID` in its
+/// environment.
 ///
 /// **Ends**: [`join`](Residents::join) lets everything submitted run; dropping it, or [`shutdown`](Residents::shutdown), lets
 /// what was handed over end and cancels the rest.

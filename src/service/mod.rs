@@ -36,7 +36,8 @@
 //! [`Job::device`]; the process sees all GPUs, so it must keep to that one by itself. An error is tried again while the
 //! route has `retries` left, [`Failure::for_good`] isn't, and a panic is an error like any other. **Nothing can end a
 //! closure from outside**: a route with a closure and a `timeout` is refused, and a cancelled item's closure goes on until
-//! it looks at [`Job::is_stopping`], or returns. What needs a hard limit is a command.
+//! it looks at [`Job::is_stopping`], or returns. What needs a hard limit is a command. The `pid` of its attempts, in
+//! `result.json` and in `gamdok status`, is this program's.
 //!
 //! **A root** has one director at a time, in whatever program. A job keeps the route it was claimed with: after a crash the
 //! next start goes on with it by the closure of the same name; a director without one fails it, to be retried.

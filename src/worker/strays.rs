@@ -90,16 +90,16 @@ impl Drop for Registered {
 
 /// By what the strays of one attempt are known.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Trail<'a> {
-    pub(super) job: JobId,
+pub(crate) struct Trail<'a> {
+    pub(crate) job: JobId,
     /// The leader's number and when it started; it has ended and was waited for.
-    pub(super) leader: Option<(i32, u64)>,
-    /// The job's directory, for its lock.
-    pub(super) dir: &'a Path,
+    pub(crate) leader: Option<(i32, u64)>,
+    /// The job's directory, for its lock; none where nothing inherits one.
+    pub(crate) dir: Option<&'a Path>,
 }
 
 /// Ends the strays of an attempt; answers how many there were.
-pub(super) fn end(trail: &Trail, grace: Duration) -> usize {
+pub(crate) fn end(trail: &Trail, grace: Duration) -> usize {
     end_all(trail, find(trail, Thoroughness::AsNeeded), grace)
 }
 
@@ -167,7 +167,7 @@ fn find(trail: &Trail, how: Thoroughness) -> Vec<ProcStat> {
         // is just starting holds a copy of it for a moment.
         Adopted::Nobody => true,
         Adopted::Some(orphans) => {
-            !orphans.iter().any(told_apart) && !group_has_members(trail) && !lock::is_held(trail.dir)
+            !orphans.iter().any(told_apart) && !group_has_members(trail) && !trail.dir.is_some_and(lock::is_held)
         }
     };
     if quiet && how == Thoroughness::AsNeeded {

@@ -15,7 +15,7 @@ use super::course::Course;
 use super::{Order, Plan};
 use crate::config::Visible;
 use crate::devices::pin::pin;
-use crate::item::escape;
+use crate::item::{JobId, escape};
 use crate::lender::{Lender, Loan};
 use crate::pool::worker::Hurry;
 use crate::pool::{PoolError, TaskError};
@@ -33,6 +33,8 @@ pub(super) struct Carrier {
 
 /// What a process needs beside its plan.
 pub(super) struct Place {
+    /// Stands in the environment, and so tells what the process leaves behind.
+    pub(super) id: JobId,
     pub(super) env: Vec<(OsString, OsString)>,
     pub(super) loan: Option<Loan>,
 }
@@ -121,8 +123,10 @@ impl Carrier {
                 loan.pin.over(&self.plan.env)
             }
         };
-        env.retain(|(key, _)| key != "GAMDOK_FD");
+        let id = loan.as_ref().map_or_else(|| JobId(ulid::Ulid::generate()), |loan| loan.id);
+        env.retain(|(key, _)| key != "GAMDOK_FD" && key != "GAMDOK_ID");
         env.push(("GAMDOK_FD".into(), "3".into()));
-        Some(Place { env, loan })
+        env.push(("GAMDOK_ID".into(), id.to_string().into()));
+        Some(Place { id, env, loan })
     }
 }

@@ -179,3 +179,25 @@ fn what_no_process_can_be_made_of_is_told_at_once() {
     let endless = endless.ready_timeout(Duration::MAX).idle_timeout(Duration::MAX).build().unwrap();
     assert_eq!(endless.submit(21).wait(), Ok(json!(42)));
 }
+
+#[test]
+fn what_left_its_group_is_ended_with_it() {
+    let lives = |pid: i32| crate::proc::ProcStat::read(pid).is_some_and(|stat| !stat.is_dead());
+    let check = |end: &str, more: &str| {
+        let left = format!(
+            "import subprocess\nleft = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n\
+             say(type='done', id=id, result=left.pid)\n{end}"
+        );
+        // Of two pools, each ends its own alone.
+        let (ours, theirs) = (worker(&left).slots(1).build().unwrap(), worker(&left).slots(1).build().unwrap());
+        let pid = |of: &Residents| i32::try_from(of.submit(1).wait().unwrap().as_i64().unwrap()).unwrap();
+        let (first, second) = (pid(&ours), pid(&theirs));
+        ours.join();
+        assert!(!lives(first), "{more}");
+        assert!(!end.is_empty() || lives(second), "{more}");
+        theirs.join();
+        assert!(!lives(second), "{more}");
+    };
+    check("", "one that is told to stop");
+    check("os._exit(3)", "one that ends by itself");
+}

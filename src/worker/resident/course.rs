@@ -189,7 +189,7 @@ impl<'a> Course<'a> {
         let exit = process.wait();
         let said_to_the_end = self.hear_out(channel, &mut log);
         let leader = Some((process.pid(), process.start_ticks));
-        strays::end(&Trail { job: launch.id, leader, dir: &launch.dir }, launch.kill_grace);
+        strays::end(&Trail { job: launch.id, leader, dir: Some(&launch.dir) }, launch.kill_grace);
         drop(process);
         let end = self.judge(exit, said_to_the_end);
         self.farewell.out_of_memory = log.speaks_of_memory();
