@@ -34,6 +34,14 @@ impl Director {
                     self.state.take_offer(key);
                 }
             }
+            Notice::Missing(items) => {
+                for (key, inode) in items {
+                    // A claim moves it away, and says itself what became of it.
+                    if !self.is_being_claimed(&key) {
+                        self.guest.news.withdrawn(&key, inode);
+                    }
+                }
+            }
             Notice::Counts(counts) => {
                 let news = (counts.taken.saturating_sub(self.heard) as usize).min(self.unheard.len());
                 self.unheard.drain(..news);
@@ -167,15 +175,24 @@ impl Director {
         }
     }
 
+    fn is_being_claimed(&self, key: &CandidateKey) -> bool {
+        let claiming = self.state.jobs().filter(|job| matches!(job.stage, Stage::Claiming));
+        claiming.map(|job| &job.record).any(|record| record.folder == key.folder && record.item_name() == key.name)
+    }
+
     fn on_not_claimed(&mut self, id: JobId, candidate: Candidate, why: NotClaimed) {
         self.step(id, Step::Withdraw);
         self.cancelling.remove(&id);
         let key = candidate.key.clone();
         let item = key.name.escaped();
+        if !matches!(why, NotClaimed::Gone) {
+            // It lies there again, should the scanner have missed it meanwhile.
+            self.guest.news.expect_again(&key);
+        }
         match why {
             NotClaimed::Gone => {
                 debug!(item, "withdrawn before the claim");
-                self.guest.news.withdrawn(&key);
+                self.guest.news.withdrawn(&key, candidate.signature.ino);
                 self.taken.push(key);
             }
             NotClaimed::Changed => {

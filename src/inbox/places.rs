@@ -292,6 +292,7 @@ impl Core {
         tracing::debug!(folder = folder.shown(), ?took, items = folder.items.len(), "the folder was read");
         folder.warn_of_stale_partials();
         self.scanned |= self.folders.iter().all(|folder| folder.read_whole || folder.place.is_none());
+        self.miss_all(f);
         self.reported.touch();
     }
 

@@ -89,6 +89,10 @@ impl<'a> Setup<'a> {
         if self.lines == 0 {
             return Err(Error::Setup("`lines` is 0: a batch needs at least one line".to_owned()));
         }
+        if Path::new(&self.name).file_name() != Some(&self.name) || self.name.as_encoded_bytes().contains(&0) {
+            let shown = escape(self.name.as_encoded_bytes());
+            return Err(Error::Setup(format!("`{shown}` can't be a file's name: the output is called after it")));
+        }
         match self.compress {
             Some(level) if 12 < level => {
                 Err(Error::Setup(format!("there is no compression level {level}: 0 (stored) to 12 (small)")))

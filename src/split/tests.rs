@@ -593,3 +593,15 @@ fn it_is_told_whether_more_slots_would_have_something_to_do() {
     check(2, &[true, false]);
     check(100, &[true, false]);
 }
+
+#[test]
+fn a_name_that_no_file_can_have_is_told_at_once() {
+    let place = Place::new(b"a\n");
+    for name in ["", ".", "..", "a/b", "/a", "a/", "a\0b"] {
+        let setup = Setup { name: name.into(), ..place.setup(1, None, vec![Box::new(mark)]) };
+        let wrong = run(setup).unwrap_err().to_string();
+        assert!(wrong.contains("can't be a file's name"), "{name:?}: {wrong}");
+    }
+    let setup = Setup { memory: u64::MAX, retries: u32::MAX, ..place.setup(u64::MAX, None, vec![Box::new(mark)]) };
+    assert_eq!(run(setup).unwrap().lines, 1);
+}

@@ -131,7 +131,7 @@ impl<'a> Attempt<'a> {
         (self.report.ended_at, self.report.ran) = (Timestamp::now(), begun.elapsed());
         let said_to_the_end = self.hear_out(channel);
         let leader = Some((process.pid(), process.start_ticks));
-        strays::end(&Trail { owner: launch.job.into(), leader, dir: &launch.dir }, launch.kill_grace);
+        strays::end(&Trail { owner: launch.job.into(), leader, dir: Some(&launch.dir) }, launch.kill_grace);
         drop(process);
 
         if let Err(error) = log.settle() {

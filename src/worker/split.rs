@@ -247,7 +247,7 @@ impl<'a> Splitting<'a> {
         (self.report.ended_at, self.report.ran) = (Timestamp::now(), begun.elapsed());
 
         drop(common);
-        strays::end(&Trail { owner: launch.job.into(), leader: None, dir: &launch.dir }, launch.kill_grace);
+        strays::end(&Trail { owner: launch.job.into(), leader: None, dir: Some(&launch.dir) }, launch.kill_grace);
         drop(registered);
         if let Err(error) = log.settle() {
             tracing::warn!(job = %launch.job, %error, "cannot cut a log that is longer than max_log");

@@ -90,16 +90,16 @@ impl Drop for Registered {
 
 /// By what the strays of one attempt, or of one of its batches, are known.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Trail<'a> {
-    pub(super) owner: Owner,
+pub(crate) struct Trail<'a> {
+    pub(crate) owner: Owner,
     /// The leader's number and when it started; it has ended and was waited for.
-    pub(super) leader: Option<(i32, u64)>,
-    /// The job's directory, for its lock.
-    pub(super) dir: &'a Path,
+    pub(crate) leader: Option<(i32, u64)>,
+    /// The job's directory, for its lock; none where nothing inherits one.
+    pub(crate) dir: Option<&'a Path>,
 }
 
 /// Ends the strays of an attempt; answers how many there were.
-pub(super) fn end(trail: &Trail, grace: Duration) -> usize {
+pub(crate) fn end(trail: &Trail, grace: Duration) -> usize {
     end_all(trail, find(trail, Thoroughness::AsNeeded), grace)
 }
 
@@ -168,7 +168,7 @@ fn find(trail: &Trail, how: Thoroughness) -> Vec<ProcStat> {
         Adopted::Nobody => true,
         Adopted::Some(orphans) => {
             // The lock of a job that has several runs is held by the others.
-            let is_held = || trail.owner.run.is_none() && lock::is_held(trail.dir);
+            let is_held = || trail.owner.run.is_none() && trail.dir.is_some_and(lock::is_held);
             !orphans.iter().any(told_apart) && !group_has_members(trail) && !is_held()
         }
     };

@@ -194,7 +194,7 @@ impl<'a> Course<'a> {
         let exit = process.wait();
         let said_to_the_end = self.hear_out(channel, &mut log);
         let leader = Some((process.pid(), process.start_ticks));
-        strays::end(&Trail { owner: launch.id.into(), leader, dir: &launch.dir }, launch.kill_grace);
+        strays::end(&Trail { owner: launch.id.into(), leader, dir: Some(&launch.dir) }, launch.kill_grace);
         drop(process);
         let end = self.judge(exit, said_to_the_end);
         self.farewell.out_of_memory = log.speaks_of_memory();
@@ -428,14 +428,10 @@ impl<'a> Course<'a> {
             let _closed = shutdown(channel, Shutdown::Write);
         }
         let now = Instant::now();
-        let ask_at = now + self.launch.kill_grace;
-        self.ending = Some(Ending {
-            why: Why::Retired,
-            ask_at,
-            asked: false,
-            kill_at: ask_at + self.launch.kill_grace,
-            killed: false,
-        });
+        let after =
+            |at: Instant| at.checked_add(self.launch.kill_grace).unwrap_or(at + Duration::from_secs(u32::MAX.into()));
+        let ask_at = after(now);
+        self.ending = Some(Ending { why: Why::Retired, ask_at, asked: false, kill_at: after(ask_at), killed: false });
         // One that is still loading hears nothing yet.
         if !self.ready
             && let Some(ending) = &mut self.ending

@@ -516,7 +516,7 @@ impl Kept {
             self.end_process(manner, order, tally);
         }
         let leader = Some((self.process.pid(), self.process.start_ticks));
-        strays::end(&Trail { owner: self.owner, leader, dir: &order.job_dir }, order.kill_grace);
+        strays::end(&Trail { owner: self.owner, leader, dir: Some(&order.job_dir) }, order.kill_grace);
     }
 
     fn end_process(&mut self, manner: Manner, order: &Order, tally: &mut Tally) {

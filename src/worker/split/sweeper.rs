@@ -44,7 +44,10 @@ impl Keeper for Sweeper {
 
     fn ended(&mut self) {
         let Some((leader, start_ticks, registered)) = self.leader.take() else { return };
-        strays::end(&Trail { owner: self.owner, leader: Some((leader, start_ticks)), dir: &self.dir }, self.grace);
+        strays::end(
+            &Trail { owner: self.owner, leader: Some((leader, start_ticks)), dir: Some(&self.dir) },
+            self.grace,
+        );
         drop(registered);
     }
 }
