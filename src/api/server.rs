@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,15 +23,25 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::directories::Directories;
+use super::feed::Feed;
 use super::guard::Guard;
+use super::patient::Patient;
 use super::routes::{self, Shared};
-use super::{Board, Ended, Request, SOCKET, socket};
+use super::tally::Tally;
+use super::{Board, Ended, Request, SOCKET, incoming, socket};
 
 /// More clients than this wait until one leaves.
 const CONNECTIONS: usize = 128;
 
 /// Headers must be there in this time, on a new connection and on one kept open.
 const HEADER_TIME: Duration = Duration::from_secs(30);
+
+/// What is read ahead of a client, and written ahead of one: headers larger than this are refused.
+const BUFFER: usize = 64 << 10;
+
+/// Uploads at a time. Each keeps a thread that may block, of which there are a few more.
+const UPLOADS: usize = 4;
+const BLOCKING: usize = 4 + UPLOADS;
 
 /// How long answers under way may take once the server ends.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -52,6 +63,8 @@ pub struct ServerSetup {
     pub listen: Option<SocketAddr>,
     /// Required where `listen` isn't loopback; see [`read_token`].
     pub token: Option<String>,
+    /// The largest item that is taken by upload, in bytes.
+    pub max_upload: u64,
 }
 
 /// The running server. Dropping it answers what was asked, stops the thread and removes the socket.
@@ -79,7 +92,7 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
     if !loopback && setup.token.is_none() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "api.listen beyond loopback needs api.token_file"));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING).build()?;
     let tcp = setup.listen.map(std::net::TcpListener::bind).transpose()?;
     let listening = tcp.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
     let socket = setup.directories.root().join(SOCKET);
@@ -89,13 +102,22 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
         tcp.set_nonblocking(true)?;
     }
 
+    incoming::clean(setup.directories.root());
     let (stop, stopped) = watch::channel(false);
+    let epoch = jiff::Timestamp::now().as_millisecond().unsigned_abs();
+    let (feed, tally) = (Arc::new(Feed::new(epoch)), Arc::new(Tally::default()));
+    let feeding = (feed.clone(), setup.board.clone());
     let shared = Arc::new(Shared {
         board: setup.board,
         requests: setup.requests,
         ended: setup.ended,
         directories: setup.directories,
         started: Instant::now(),
+        feed,
+        tally: tally.clone(),
+        max_upload: setup.max_upload,
+        uploads: Semaphore::new(UPLOADS),
+        followers: AtomicUsize::new(0),
         stop: stopped.clone(),
     });
     let open = routes::router(shared.clone(), None);
@@ -104,11 +126,14 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
         // Tokio takes them over inside the runtime only.
         let unix = Door::Unix(UnixDoor::new(UnixListener::from_std(unix)?, unix_path));
         let tcp = tcp.map(TcpListener::from_std).transpose()?;
-        let unix_side = accept(unix, open, stopped.clone());
+        let (feed, board) = feeding;
+        let feed_stop = stopped.clone();
+        tokio::spawn(async move { feed.run(board, feed_stop).await });
+        let unix_side = accept(unix, open, tally.clone(), stopped.clone());
         match tcp {
             None => unix_side.await,
             Some(tcp) => {
-                tokio::join!(unix_side, accept(Door::Tcp(tcp), guarded, stopped));
+                tokio::join!(unix_side, accept(Door::Tcp(tcp), guarded, tally, stopped));
             }
         }
         io::Result::Ok(())
@@ -196,7 +221,7 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Serves every client of one door until the server stops.
-async fn accept(mut door: Door, router: Router, mut stop: watch::Receiver<bool>) {
+async fn accept(mut door: Door, router: Router, tally: Arc<Tally>, mut stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut clients = JoinSet::new();
     let mut look = tokio::time::interval(SOCKET_LOOK);
@@ -213,8 +238,10 @@ async fn accept(mut door: Door, router: Router, mut stop: watch::Receiver<bool>)
             Some(_) = clients.join_next() => {}
             (stream, place) = next => match stream {
                 Ok(stream) => {
-                    let client = serve_one(stream, router.clone(), stop.clone());
+                    let client = serve_one(stream, router.clone(), tally.clone(), stop.clone());
+                    let tally = tally.clone();
                     clients.spawn(async move {
+                        let _present = tally.client();
                         client.await;
                         drop(place);
                     });
@@ -230,11 +257,14 @@ async fn accept(mut door: Door, router: Router, mut stop: watch::Receiver<bool>)
     let _ = tokio::time::timeout(LAST_WORDS, async { while clients.join_next().await.is_some() {} }).await;
 }
 
-async fn serve_one(stream: Box<dyn Stream>, router: Router, mut stop: watch::Receiver<bool>) {
+async fn serve_one(stream: Box<dyn Stream>, router: Router, tally: Arc<Tally>, mut stop: watch::Receiver<bool>) {
     let service = TowerToHyperService::new(router);
+    let stream = Patient::new(stream, tally.clone());
+    let begun = stream.begun();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME)
+        .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let served = tokio::select! {
@@ -246,6 +276,9 @@ async fn serve_one(stream: Box<dyn Stream>, router: Router, mut stop: watch::Rec
         }
     };
     if let Err(error) = served {
+        if error.is_timeout() && begun.load(Ordering::Relaxed) {
+            tally.dropped();
+        }
         tracing::debug!(%error, "a client's connection broke");
     }
 }

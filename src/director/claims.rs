@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use super::{CLAIMS_PAUSE, Director};
+use crate::api::view::Listed;
 use crate::fault;
 use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Candidate, CandidateKey, Notice};
@@ -126,6 +127,9 @@ impl Director {
             }
         }
         self.guest.news.ended(&result, &dir);
+        let folder = &record.folder;
+        let job = record.dir();
+        self.board.ended(|| Listed { folder: folder.clone(), ..Listed::ended(&result, job.as_str()) });
         self.to_ledger(ledger::Entry::Ended { record, result: Arc::new(result), dir })
     }
 
