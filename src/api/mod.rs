@@ -37,7 +37,7 @@ pub mod view;
 
 pub use ended::{Ended, Query};
 pub use indexed::Indexed;
-pub use server::{Server, ServerSetup, serve};
+pub use server::{Patience, Server, ServerSetup, serve};
 pub use view::View;
 
 /// What a client asks of the director; answered through `reply`, exactly once.

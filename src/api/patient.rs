@@ -13,9 +13,6 @@ use tokio::time::Sleep;
 
 use super::tally::Tally;
 
-/// Nothing of an answer was read for so long.
-const WRITE_TIME: Duration = Duration::from_secs(20);
-
 pub(super) struct Patient<S> {
     inner: S,
     tally: Arc<Tally>,
@@ -29,8 +26,8 @@ pub(super) struct Patient<S> {
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(inner: S, tally: Arc<Tally>) -> Patient<S> {
-        Patient { inner, tally, patience: WRITE_TIME, waits: None, begun: Arc::default(), own: None }
+    pub(super) fn new(inner: S, tally: Arc<Tally>, patience: Duration) -> Patient<S> {
+        Patient { inner, tally, patience, waits: None, begun: Arc::default(), own: None }
     }
 
     /// Tells whether something came since the last answer: a client that says nothing more is no slow one.
@@ -148,7 +145,7 @@ mod tests {
         runtime.block_on(async {
             let (mut client, server) = tokio::io::duplex(64);
             let tally = Arc::new(Tally::default());
-            let mut patient = Patient { patience: Duration::from_millis(20), ..Patient::new(server, tally.clone()) };
+            let mut patient = Patient::new(server, tally.clone(), Duration::from_millis(20));
             let error = patient.write_all(&[b'x'; 1000]).await.expect_err("nobody reads");
             assert_eq!((error.kind(), tally.read().dropped_clients), (io::ErrorKind::TimedOut, 1));
             // One that reads may take as long as it likes.

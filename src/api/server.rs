@@ -33,9 +33,6 @@ use super::{Board, Ended, Request, SOCKET, incoming, socket};
 /// More clients than this wait until one leaves.
 const CONNECTIONS: usize = 128;
 
-/// Headers must be there in this time, on a new connection and on one kept open.
-const HEADER_TIME: Duration = Duration::from_secs(30);
-
 /// What is read ahead of a client, and written ahead of one: headers larger than this are refused.
 const BUFFER: usize = 64 << 10;
 
@@ -52,6 +49,26 @@ const BREATH: Duration = Duration::from_millis(200);
 /// How often the socket is looked at: one that was removed is made again, or nobody could reach the director any more.
 const SOCKET_LOOK: Duration = Duration::from_secs(10);
 
+/// How long clients are waited for, before they are cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Headers must be there in this time, on a new connection and on one kept open.
+    pub headers: Duration,
+    /// A body, unless it is an item.
+    pub body: Duration,
+    /// Between two parts of an item.
+    pub silence: Duration,
+    /// Some of an answer must be read in this time.
+    pub reading: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        let seconds = Duration::from_secs;
+        Patience { headers: seconds(30), body: seconds(10), silence: seconds(30), reading: seconds(20) }
+    }
+}
+
 /// Everything the server needs.
 pub struct ServerSetup {
     /// Holds the root's lock while the server lives.
@@ -65,6 +82,7 @@ pub struct ServerSetup {
     pub token: Option<String>,
     /// The largest item that is taken by upload, in bytes.
     pub max_upload: u64,
+    pub patience: Patience,
 }
 
 /// The running server. Dropping it answers what was asked, stops the thread and removes the socket.
@@ -116,6 +134,7 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
         feed,
         tally: tally.clone(),
         max_upload: setup.max_upload,
+        patience: setup.patience,
         uploads: Semaphore::new(UPLOADS),
         followers: AtomicUsize::new(0),
         stop: stopped.clone(),
@@ -129,11 +148,12 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
         let (feed, board) = feeding;
         let feed_stop = stopped.clone();
         tokio::spawn(async move { feed.run(board, feed_stop).await });
-        let unix_side = accept(unix, open, tally.clone(), stopped.clone());
+        let patience = setup.patience;
+        let unix_side = accept(unix, open, tally.clone(), patience, stopped.clone());
         match tcp {
             None => unix_side.await,
             Some(tcp) => {
-                tokio::join!(unix_side, accept(Door::Tcp(tcp), guarded, tally, stopped));
+                tokio::join!(unix_side, accept(Door::Tcp(tcp), guarded, tally, patience, stopped));
             }
         }
         io::Result::Ok(())
@@ -221,7 +241,13 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Serves every client of one door until the server stops.
-async fn accept(mut door: Door, router: Router, tally: Arc<Tally>, mut stop: watch::Receiver<bool>) {
+async fn accept(
+    mut door: Door,
+    router: Router,
+    tally: Arc<Tally>,
+    patience: Patience,
+    mut stop: watch::Receiver<bool>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut clients = JoinSet::new();
     let mut look = tokio::time::interval(SOCKET_LOOK);
@@ -238,7 +264,7 @@ async fn accept(mut door: Door, router: Router, tally: Arc<Tally>, mut stop: wat
             Some(_) = clients.join_next() => {}
             (stream, place) = next => match stream {
                 Ok(stream) => {
-                    let client = serve_one(stream, router.clone(), tally.clone(), stop.clone());
+                    let client = serve_one(stream, router.clone(), tally.clone(), patience, stop.clone());
                     let tally = tally.clone();
                     clients.spawn(async move {
                         let _present = tally.client();
@@ -257,13 +283,19 @@ async fn accept(mut door: Door, router: Router, tally: Arc<Tally>, mut stop: wat
     let _ = tokio::time::timeout(LAST_WORDS, async { while clients.join_next().await.is_some() {} }).await;
 }
 
-async fn serve_one(stream: Box<dyn Stream>, router: Router, tally: Arc<Tally>, mut stop: watch::Receiver<bool>) {
+async fn serve_one(
+    stream: Box<dyn Stream>,
+    router: Router,
+    tally: Arc<Tally>,
+    patience: Patience,
+    mut stop: watch::Receiver<bool>,
+) {
     let service = TowerToHyperService::new(router);
-    let stream = Patient::new(stream, tally.clone());
+    let stream = Patient::new(stream, tally.clone(), patience.reading);
     let begun = stream.begun();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
+        .header_read_timeout(patience.headers)
         .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);

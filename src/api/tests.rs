@@ -83,6 +83,10 @@ fn ended(root: &Path, n: u128, name: &[u8], outcome: Outcome, finished_at: &str)
 }
 
 fn world_at(depth: usize, listen: Option<&str>, token: Option<&str>) -> World {
+    world_with(depth, listen, token, Patience::default())
+}
+
+fn world_with(depth: usize, listen: Option<&str>, token: Option<&str>, patience: Patience) -> World {
     let folder = tempfile::tempdir().expect("a folder");
     let root = (0..depth).fold(folder.path().to_owned(), |dir, _| dir.join("a-rather-long-name-of-a-folder"));
     let root = root.join("root");
@@ -124,6 +128,7 @@ fn world_at(depth: usize, listen: Option<&str>, token: Option<&str>) -> World {
         listen: listen.map(|listen| listen.parse().expect("an address")),
         token: token.map(str::to_owned),
         max_upload: 1 << 20,
+        patience,
     });
     let server = server.expect("a server");
     let client = Client::connect(&root).expect("a director");
@@ -436,6 +441,7 @@ fn beyond_loopback_a_token_is_needed() {
         listen: Some("0.0.0.0:0".parse().expect("an address")),
         token: None,
         max_upload: 1 << 20,
+        patience: Patience::default(),
     });
     assert_eq!(refused.err().map(|error| error.kind()), Some(std::io::ErrorKind::InvalidInput));
 }
@@ -844,4 +850,42 @@ fn every_path_is_described_and_answers() {
     }
     described.sort();
     insta::assert_snapshot!(described.join("\n"));
+}
+
+#[test]
+fn slow_clients_are_cut_and_counted_and_the_others_served() {
+    use std::io::{Read as _, Write as _};
+    let short = std::time::Duration::from_millis(50);
+    let world = world_with(0, None, None, Patience { headers: short, body: short, silence: short, reading: short });
+    let dropped = || {
+        let status: Status = world.client.get("/v1/status").expect("a status");
+        status.api.map(|api| api.dropped_clients)
+    };
+    let begin = |text: &str| {
+        let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("a limit");
+        stream.write_all(text.as_bytes()).expect("to begin");
+        stream
+    };
+    let end = |mut stream: std::os::unix::net::UnixStream| {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the end");
+        String::from_utf8_lossy(&answer).split(' ').nth(1).unwrap_or_default().to_owned()
+    };
+    // One that says nothing isn't slow, it is only let go.
+    assert_eq!((end(begin("")), dropped()), (String::new(), Some(0)));
+    assert_eq!((end(begin("GET /v1/status HT")), dropped()), (String::new(), Some(1)));
+    let head = "HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{";
+    assert_eq!((end(begin(&format!("POST /v1/pause {head}"))), dropped()), ("408".to_owned(), Some(2)));
+    assert_eq!((end(begin(&format!("PUT /v1/items?name=slow {head}"))), dropped()), ("408".to_owned(), Some(3)));
+    assert_eq!(arrived(&world), (vec![], 0));
+    // One that reads nothing of what it asked for.
+    let dir = world.root.join("done/2026-11-20").join(format!("a~{}", id(1)));
+    std::fs::write(dir.join("attempt-1.log"), vec![b'x'; 8 << 20]).expect("a log");
+    let stalled = begin("GET /v1/items/a.wav/logs?follow=true HTTP/1.0\r\n\r\n");
+    while dropped() != Some(4) {
+        std::thread::yield_now();
+    }
+    drop(stalled);
+    assert!(world.asked.is_empty());
 }

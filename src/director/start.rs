@@ -165,6 +165,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         listen: config.api.listen,
         token,
         max_upload: config.api.max_upload.0,
+        patience: api::Patience::default(),
     })
     .map_err(io("open the interface (the socket in the root, and `listen` in [api] where that is set)"))?;
     let (events, reports) = bounded(REPORTS);

@@ -1,5 +1,6 @@
 //! What comes in and goes out: checked queries, paths and bodies; refusals as JSON.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -12,14 +13,12 @@ use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::Shared;
 use crate::api::Refusal;
 use crate::api::reference::Unresolved;
 
 /// A body larger than this is no request of ours.
 const LARGEST_BODY: usize = 1 << 20;
-
-/// A client that takes longer to send its body is cut off.
-const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// What a refused client still sends is read away for so long.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
@@ -98,17 +97,21 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
 /// A request's body as JSON; an empty one is `{}`.
 pub(super) struct Sent<T>(pub(super) T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
+impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Sent<T> {
     type Rejection = Refused;
 
-    async fn from_request(request: Request, _state: &S) -> Answer<Sent<T>> {
+    async fn from_request(request: Request, shared: &Arc<Shared>) -> Answer<Sent<T>> {
         if kind(request.headers()).is_some_and(|kind| kind != "application/json") {
             let help = "send `Content-Type: application/json`";
             return Err(Refused::new(415, "unsupported-type", "the body must be JSON", help));
         }
-        let read = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(request.into_body(), LARGEST_BODY)).await;
+        let read =
+            tokio::time::timeout(shared.patience.body, axum::body::to_bytes(request.into_body(), LARGEST_BODY)).await;
         let bytes: Bytes = match read {
-            Err(_) => return Err(Refused::new(408, "timeout", "the body took too long", "send it at once")),
+            Err(_) => {
+                shared.tally.dropped();
+                return Err(Refused::new(408, "timeout", "the body took too long", "send it at once"));
+            }
             Ok(Err(wrong)) if is_too_large(&wrong) => {
                 let message = format!("the body is larger than {LARGEST_BODY} bytes");
                 return Err(Refused::new(413, "too-large", message, "name fewer items at a time"));

@@ -32,7 +32,7 @@ use super::ended::Ended;
 use super::feed::Feed;
 use super::guard::Guard;
 use super::tally::Tally;
-use super::{Board, Request};
+use super::{Board, Patience, Request};
 use answer::Refused;
 
 /// What the handlers share.
@@ -47,6 +47,7 @@ pub(super) struct Shared {
     /// The largest upload, and how many may be under way.
     pub(super) max_upload: u64,
     pub(super) uploads: Semaphore,
+    pub(super) patience: Patience,
     /// Logs that are being followed.
     pub(super) followers: AtomicUsize,
     /// Becomes true when the server ends: polls are answered at once.

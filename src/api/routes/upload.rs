@@ -23,9 +23,6 @@ use crate::api::shapes::{ErrorBody, Uploaded};
 /// Parts of a body that wait for the disk.
 const AHEAD: usize = 4;
 
-/// Nothing came for so long: the client is gone, or holds a place.
-const SILENCE: Duration = Duration::from_secs(30);
-
 /// From the second minute on an upload has to be at least this fast, in bytes a second.
 const SLOWEST: u64 = 1 << 10;
 
@@ -116,24 +113,29 @@ async fn take(shared: &Arc<Shared>, query: UploadQuery, headers: &HeaderMap, bod
     .await?;
     let (send, parts) = mpsc::channel(AHEAD);
     let writes = tokio::task::spawn_blocking(move || incoming.write(parts).map(|whole| (whole, target)));
-    let sent = pump(body, send).await;
+    let sent = pump(body, send, shared.patience.silence).await;
     // The end of the parts tells nothing of whether they are all: that is said here.
     let written = writes.await.map_err(|_| Refused::stopping())?;
     let (incoming, target) = match (sent, written) {
         (_, Err(wrong)) => return Err(refused(wrong)),
-        (Err(refusal), Ok(_)) => return Err(refusal),
+        (Err(refusal), Ok(_)) => {
+            if refusal.status == StatusCode::REQUEST_TIMEOUT {
+                shared.tally.dropped();
+            }
+            return Err(refusal);
+        }
         (Ok(()), Ok(it)) => it,
     };
     blocking(move || incoming.place(target).map_err(refused)).await
 }
 
 /// Hands the body's parts on, until it ends or nobody takes them any more.
-async fn pump(body: &mut Body, send: mpsc::Sender<Bytes>) -> Answer<()> {
+async fn pump(body: &mut Body, send: mpsc::Sender<Bytes>, silence: Duration) -> Answer<()> {
     let begun = tokio::time::Instant::now();
     let mut bytes = 0;
     loop {
         let late = || Refused::new(408, "timeout", "the upload is too slow, or has stopped", "send it again");
-        let frame = tokio::time::timeout(SILENCE, body.frame()).await.map_err(|_| late())?;
+        let frame = tokio::time::timeout(silence, body.frame()).await.map_err(|_| late())?;
         let Some(frame) = frame else { return Ok(()) };
         let frame = frame.map_err(|wrong| Refused::bad(format!("the body broke off: {wrong}")))?;
         let Ok(part) = frame.into_data() else { continue };
