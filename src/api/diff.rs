@@ -64,15 +64,16 @@ fn items(old: &View, new: &View, ended: Page, told: &mut Vec<Told>) {
             _ => moved.push(row),
         }
     }
-    let gone = gone.map(|row| {
+    // What matters most comes first: another state before another word for why it waits. Only what is told is copied.
+    let gone: Vec<&Listed> = gone.collect();
+    let all = gone.len() + moved.len() + ended.rows.len() + reworded.len();
+    let items = moved.into_iter().chain(&ended.rows).chain(reworded);
+    let gone = gone.into_iter().map(|row| {
         let Listed { folder, name, name_b64, .. } = row.clone();
         Told::Gone(InInbox { folder, name, name_b64 })
     });
-    let items = moved.into_iter().cloned().chain(ended.rows).map(Told::Item);
-    // What matters most comes first: another state before another word for why it waits.
-    let mut all = gone.chain(items).chain(reworded.into_iter().cloned().map(Told::Item));
-    told.extend(all.by_ref().take(ITEMS));
-    let more = all.count() as u64 + ended.more;
+    told.extend(gone.chain(items.cloned().map(Told::Item)).take(ITEMS));
+    let more = all.saturating_sub(ITEMS) as u64 + ended.more;
     if more > 0 {
         told.push(Told::Items(More { more }));
     }
@@ -80,7 +81,8 @@ fn items(old: &View, new: &View, ended: Page, told: &mut Vec<Told>) {
 
 /// Nothing but its reason has changed.
 fn is_reworded(known: &Listed, row: &Listed) -> bool {
-    known.state == row.state && *known == Listed { reason: known.reason.clone(), ..row.clone() }
+    let rest = |row: &Listed| (row.attempts, row.finished_at);
+    known.reason != row.reason && known.state == row.state && known.devices == row.devices && rest(known) == rest(row)
 }
 
 #[cfg(test)]

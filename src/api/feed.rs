@@ -15,6 +15,9 @@ use super::{Board, diff, server};
 /// The least time between two rounds: what changes back and forth in between isn't told.
 const ROUND: Duration = Duration::from_millis(100);
 
+/// The same after a round in which more changed than is told one by one.
+const STORM: Duration = Duration::from_millis(500);
+
 /// How long changes are kept on being noted after the last client left, for it to come back.
 const LINGER: Duration = Duration::from_secs(60);
 
@@ -133,14 +136,16 @@ impl Feed {
             let view = views.borrow_and_update().clone();
             // After the view: what ended since it was published is told as ended already.
             let ended = board.journal.take();
-            self.tell(diff::changes(&known, &view, ended));
+            let changes = diff::changes(&known, &view, ended);
+            let storm = changes.iter().any(|told| matches!(told, Told::Items(_)));
+            self.tell(changes);
             known = view;
             if last {
                 return true;
             }
             tokio::select! {
                 () = server::ended(stop) => {}
-                () = tokio::time::sleep(ROUND) => {}
+                () = tokio::time::sleep(if storm { STORM } else { ROUND }) => {}
             }
         }
     }
