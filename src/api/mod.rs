@@ -21,6 +21,7 @@ pub mod indexed;
 mod journal;
 mod mask;
 mod patient;
+mod pipe;
 pub mod reference;
 pub mod results;
 mod ring;

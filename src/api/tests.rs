@@ -681,22 +681,46 @@ fn streams_are_bounded() {
             stream
         })
         .collect();
+    // Of one that isn't refused the stream goes on: only its status is read.
     let refused = || {
+        use std::io::{Read as _, Write as _};
         let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
-        raw(&mut stream, "GET /v1/events HTTP/1.0\r\n\r\n")
+        stream.write_all(b"GET /v1/events HTTP/1.0\r\n\r\n").expect("to ask");
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).expect("a status");
+        status.ends_with(b"503")
     };
-    assert_eq!(refused(), "503 busy");
+    assert!(refused());
     open.pop();
-    // A publication finds out that it is gone.
-    for number in 2.. {
-        world.board.publish(view(number, vec![]));
-        while open[0].next().expect("an event").1 != "counts" {}
+    while refused() {}
+    drop(open);
+    let streams = || {
         let status: Status = world.client.get("/v1/status").expect("a status");
-        if status.api.is_some_and(|api| api.streams == 63) {
-            break;
-        }
-    }
-    Stream::open(&world, None).expect("reset");
+        status.api.map(|api| api.streams)
+    };
+    while streams() != Some(0) {}
+}
+
+#[test]
+fn a_place_among_those_who_follow_logs_is_free_when_its_client_is_gone() {
+    use std::io::{Read as _, Write as _};
+    let world = world();
+    let job = world.root.join("claimed").join(format!("d~{}", id(4)));
+    std::fs::create_dir(&job).expect("a job");
+    std::fs::write(job.join("attempt-1.log"), "x").expect("a log");
+    // The first byte of the log, or the status that refuses.
+    let follow = || {
+        let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
+        stream.write_all(b"GET /v1/items/d.wav/logs?follow=true HTTP/1.0\r\n\r\n").expect("to ask");
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).expect("a status");
+        (String::from_utf8_lossy(&status[9..]).into_owned(), stream)
+    };
+    let mut all: Vec<_> = (0..32).map(|_| follow()).collect();
+    assert!(all.iter().all(|(status, _)| status == "200"));
+    assert_eq!(follow().0, "503");
+    all.pop();
+    while follow().0 != "200" {}
 }
 
 /// The status, and the error's code, of an upload.

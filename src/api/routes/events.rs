@@ -1,19 +1,19 @@
 //! Server-sent events: every change, with resume.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
-use http_body_util::channel::{Channel, Sender};
+use tokio::sync::mpsc;
 
 use super::answer::{Answer, Refused};
 use super::{Context, Shared};
 use crate::api::feed::Follower;
+use crate::api::pipe::pipe;
 use crate::api::shapes::ErrorBody;
 
 /// Event streams at a time.
@@ -36,7 +36,7 @@ const RETRY: &str = "retry: 1000\n\n";
     ))]
 pub(super) async fn events(State(shared): Context, headers: HeaderMap) -> Answer<Response> {
     let last = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?"));
-    let (out, body) = Channel::<Bytes, Infallible>::new(1);
+    let (out, body) = pipe();
     let (follower, first) = {
         // Counted by the task that writes; looked at here, to refuse in time.
         if shared.tally.read().streams >= STREAMS {
@@ -46,14 +46,14 @@ pub(super) async fn events(State(shared): Context, headers: HeaderMap) -> Answer
         shared.feed.follow(last, &shared.board).await
     };
     tokio::spawn(stream(shared, follower, format!("{RETRY}{}", first.unwrap_or_default()), out));
-    Ok(([(CONTENT_TYPE, "text/event-stream")], Body::new(body)).into_response())
+    Ok(([(CONTENT_TYPE, "text/event-stream")], body).into_response())
 }
 
-async fn stream(shared: Arc<Shared>, mut follower: Follower, first: String, mut out: Sender<Bytes>) {
+async fn stream(shared: Arc<Shared>, mut follower: Follower, first: String, out: mpsc::Sender<Bytes>) {
     let Some(_present) = shared.tally.stream(STREAMS) else { return };
     let mut next = Bytes::from(first);
     loop {
-        if out.send_data(next).await.is_err() {
+        if out.send(next).await.is_err() {
             return;
         }
         next = loop {
@@ -66,6 +66,7 @@ async fn stream(shared: Arc<Shared>, mut follower: Follower, first: String, mut 
                 }
             }
             tokio::select! {
+                () = out.closed() => return,
                 more = follower.changed() => if !more { return },
                 () = tokio::time::sleep(KEEP_ALIVE) => break Bytes::from_static(b": still here\n\n"),
             }

@@ -1,6 +1,5 @@
 //! What a worker wrote: one part of a log as it is, or all that comes until the attempt or the item ends.
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -8,19 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::response::{IntoResponse as _, Response};
-use http_body_util::channel::{Channel, Sender};
 use notify::{EventKindMask, RecursiveMode, Watcher as _};
 use serde::Deserialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use utoipa::IntoParams;
 
 use super::answer::{Answer, Asked, Named, Refused, blocking};
 use super::items::lookup;
 use super::{Context, Shared};
+use crate::api::pipe::pipe;
 use crate::api::shapes::ErrorBody;
 use crate::api::view::Listed;
 use crate::api::{directories, server};
@@ -97,13 +96,13 @@ pub(super) async fn log(State(shared): Context, Named(item): Named, Asked(query)
         (HeaderName::from_static("gamdok-offset"), from.to_string()),
     ];
     let Some(place) = place else { return Ok((headers, bytes).into_response()) };
-    let (out, body) = Channel::<Bytes, Infallible>::new(1);
+    let (out, body) = pipe();
     let tail = Tail { shared, row, attempt, only, file };
     tokio::spawn(async move {
         follow(tail, out).await;
         drop(place);
     });
-    Ok((headers, Body::new(body)).into_response())
+    Ok((headers, body).into_response())
 }
 
 fn some(file: &File, most: u64) -> std::io::Result<Vec<u8>> {
@@ -169,7 +168,7 @@ impl Tail {
     }
 }
 
-async fn follow(mut tail: Tail, mut out: Sender<Bytes>) {
+async fn follow(mut tail: Tail, out: mpsc::Sender<Bytes>) {
     let mut stop = tail.shared.stop.clone();
     let mut views = tail.shared.board.subscribe();
     let changed = Arc::new(Notify::new());
@@ -180,7 +179,7 @@ async fn follow(mut tail: Tail, mut out: Sender<Bytes>) {
         tail = same;
         let more = !look.bytes.is_empty();
         if more {
-            let sent = out.send_data(Bytes::from(look.bytes));
+            let sent = out.send(Bytes::from(look.bytes));
             tokio::select! {
                 () = server::ended(&mut stop) => return,
                 sent = sent => if sent.is_err() { return },
@@ -201,6 +200,7 @@ async fn follow(mut tail: Tail, mut out: Sender<Bytes>) {
         let limit = if matches!(watched, Some(Some(_))) { Duration::MAX } else { LOOK };
         tokio::select! {
             () = server::ended(&mut stop) => return,
+            () = out.closed() => return,
             () = changed.notified() => tokio::time::sleep(BREATH).await,
             // It may have ended, or begun another attempt.
             Ok(()) = views.changed() => tokio::time::sleep(BREATH).await,
