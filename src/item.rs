@@ -237,7 +237,7 @@ impl Outcome {
 }
 
 /// Why an attempt or an item didn't succeed; the words of result.json.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
     Exit,
@@ -310,7 +310,7 @@ impl fmt::Display for Reason {
 }
 
 /// One try at a job, as it stands in job.json and result.json. Unknown is `None`, never 0.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Attempt {
     pub n: u32,
     pub devices: Vec<DeviceId>,

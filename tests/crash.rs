@@ -135,7 +135,8 @@ fn a_worker_that_outlives_the_director_is_ended_before_its_item_runs_again() {
     let service = world.start();
     let status = world.until("running with its stray", |status| {
         let job = status["running"][0]["job"].as_str().unwrap_or_default().to_owned();
-        !job.is_empty() && world.root.join("claimed").join(job).join("stray.pid").exists()
+        let told = !job.is_empty() && status["running"][0]["pid"].is_number();
+        told && world.root.join("claimed").join(job).join("stray.pid").exists()
     });
     let worker = status["running"][0]["pid"].as_i64().expect("a pid");
     let job = world.root.join("claimed").join(status["running"][0]["job"].as_str().expect("a job"));

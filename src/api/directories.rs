@@ -81,7 +81,7 @@ impl Directories {
         *self.sorting.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(sorting(Some(config)));
     }
 
-    fn sorting(&self) -> Arc<inbox::Sorting> {
+    pub(super) fn sorting(&self) -> Arc<inbox::Sorting> {
         self.sorting.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -403,6 +403,7 @@ impl Directories {
             held: self.held()?,
             health: Vec::new(),
             counters: Counters::default(),
+            api: None,
         })
     }
 
@@ -480,7 +481,17 @@ impl Directories {
 impl Ended for Directories {
     fn list(&self, query: &Query) -> io::Result<Vec<Listed>> {
         let mut rows = Vec::new();
-        let mut behind = query.after.is_none();
+        // The place of one that is gone, or lives again, is told by its id.
+        let found = |id: JobId| {
+            let mut found = false;
+            self.each_ended(|_, place| {
+                found = place.id == id;
+                if found { Look::Enough } else { Look::On }
+            })
+            .map(|()| found)
+        };
+        let lost = query.after.filter(|id| found(*id).is_ok_and(|found| !found));
+        let mut behind = query.after.is_none() || lost.is_some();
         let earliest = query.since.map(|since| since.to_zoned(TimeZone::UTC).date().to_string());
         self.each_ended(|day, place| {
             if query.limit.is_some_and(|limit| rows.len() >= limit) || earliest.as_deref().is_some_and(|it| day < it) {
@@ -488,6 +499,9 @@ impl Ended for Directories {
             }
             if !behind {
                 behind = query.after == Some(place.id);
+                return Look::On;
+            }
+            if lost.is_some_and(|last| last <= place.id) {
                 return Look::On;
             }
             let possible = match place.base {

@@ -13,8 +13,12 @@ pub struct Query {
     /// Words of `list`; empty = every state.
     pub states: Vec<String>,
     pub route: Option<String>,
+    /// Part of the name as it is shown; ASCII letters in either case.
+    pub name: Option<String>,
     /// Ended at this time or later.
     pub since: Option<Timestamp>,
+    /// Ended before this time: nothing that hasn't ended.
+    pub until: Option<Timestamp>,
     /// Only what stands behind this job in the order of [`Ended::list`]: the last row of the page before.
     pub after: Option<JobId>,
     /// None: all.
@@ -47,8 +51,15 @@ impl Query {
     pub fn admits(&self, row: &Listed) -> bool {
         self.wants_state(&row.state)
             && self.route.as_ref().is_none_or(|route| row.route.as_ref() == Some(route))
+            && self.name.as_ref().is_none_or(|part| contains(&row.name, part))
             && self.since.is_none_or(|since| row.finished_at.is_none_or(|at| at >= since))
+            && self.until.is_none_or(|until| row.finished_at.is_some_and(|at| at < until))
     }
+}
+
+/// As SQLite's `instr(lower(…), lower(…))`.
+fn contains(name: &str, part: &str) -> bool {
+    name.to_ascii_lowercase().contains(&part.to_ascii_lowercase())
 }
 
 /// Answers questions about jobs that have ended. Called from threads that may block.

@@ -2,9 +2,13 @@
 //! that a browser on this host happens to show (DNS rebinding, cross-site requests). Pure.
 
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
+use sha2::{Digest as _, Sha256};
 
 use super::Refusal;
+
+/// What a form can send.
+const FORMS: [&str; 2] = ["application/x-www-form-urlencoded", "text/plain"];
 
 /// What a TCP request must bring.
 #[derive(Clone, Debug)]
@@ -16,6 +20,11 @@ pub(super) struct Guard {
 impl Guard {
     pub(super) fn check(&self, method: &Method, headers: &HeaderMap) -> Result<(), (StatusCode, Refusal)> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+        // Two of them, and nobody knows which one others go by.
+        if headers.get_all(HOST).iter().count() > 1 {
+            let what = refusal("bad-request", "there are several Host headers", "send one");
+            return Err((StatusCode::BAD_REQUEST, what));
+        }
         let host = text(HOST).unwrap_or_default();
         if self.loopback && !is_loopback(host) {
             return Err(forbidden("the Host header names another host", "speak to 127.0.0.1, [::1] or localhost"));
@@ -25,6 +34,13 @@ impl Guard {
             if !ours {
                 return Err(forbidden("the request comes from another site", "only this server's own page may ask"));
             }
+        }
+        // A browser says so of every request that another site's page makes; following a link to the page itself is fine.
+        let crosses = text(HeaderName::from_static("sec-fetch-site"))
+            .is_some_and(|site| matches!(site, "cross-site" | "same-site"));
+        let follows = method == Method::GET && text(HeaderName::from_static("sec-fetch-mode")) == Some("navigate");
+        if crosses && !follows {
+            return Err(forbidden("the request comes from another site", "only this server's own page may ask"));
         }
         if let Some(token) = &self.token {
             let given = text(AUTHORIZATION).and_then(|value| {
@@ -36,10 +52,14 @@ impl Guard {
                 return Err((StatusCode::UNAUTHORIZED, refusal("unauthorized", "a token is needed here", help)));
             }
         }
-        // A form on a foreign page can post, but not this type.
-        let json = |kind: &str| kind.split(';').next().is_some_and(|kind| kind.trim() == "application/json");
-        if method == Method::POST && !text(CONTENT_TYPE).is_some_and(json) {
-            let what = refusal("unsupported-type", "the body must be JSON", "send `Content-Type: application/json`");
+        // A form on a foreign page can post, but none of these types.
+        let named = |kind: &str| {
+            let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+            kind.contains('/') && !kind.starts_with("multipart/") && !FORMS.contains(&kind.as_str())
+        };
+        if method == Method::POST && !text(CONTENT_TYPE).is_some_and(named) {
+            let help = "send `Content-Type: application/json`; for an upload `application/octet-stream`";
+            let what = refusal("unsupported-type", "the body must be of a type that is named, and no form", help);
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
         }
         Ok(())
@@ -65,10 +85,11 @@ fn is_loopback(host: &str) -> bool {
         || name.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Compares in a time that tells nothing but the length.
+/// Compares in a time that tells nothing of the token, nor of its length: what is compared are digests.
 fn same(given: &[u8], token: &[u8]) -> bool {
-    let difference = given.iter().zip(token).fold(0, |sum, (a, b)| sum | (a ^ b));
-    given.len() == token.len() && std::hint::black_box(difference) == 0
+    let (given, token) = (Sha256::digest(given), Sha256::digest(token));
+    let difference = given.iter().zip(&token).fold(0, |sum, (a, b)| sum | (a ^ b));
+    std::hint::black_box(difference) == 0
 }
 
 #[cfg(test)]
@@ -105,6 +126,15 @@ mod tests {
         check("POST | Host: localhost:7878 | Content-Type: application/json; charset=utf-8", 200);
         check("POST | Host: localhost:7878 | Content-Type: text/plain", 415);
         check("POST | Host: localhost:7878", 415);
+        check("POST | Host: localhost:7878 | Content-Type: Text/Plain; charset=utf-8", 415);
+        check("POST | Host: localhost:7878 | Content-Type: multipart/form-data; boundary=x", 415);
+        check("POST | Host: localhost:7878 | Content-Type: application/x-www-form-urlencoded", 415);
+        check("POST | Host: localhost:7878 | Content-Type: application/octet-stream", 200);
+        check("GET | Host: localhost:7878 | Sec-Fetch-Site: same-origin", 200);
+        check("GET | Host: localhost:7878 | Sec-Fetch-Site: cross-site", 403);
+        check("GET | Host: localhost:7878 | Sec-Fetch-Site: same-site", 403);
+        check("GET | Host: localhost:7878 | Sec-Fetch-Site: cross-site | Sec-Fetch-Mode: navigate", 200);
+        check("PUT | Host: localhost:7878 | Sec-Fetch-Site: cross-site | Sec-Fetch-Mode: navigate", 403);
     }
 
     #[test]

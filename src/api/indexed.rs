@@ -38,17 +38,16 @@ impl Indexed {
     fn rows(reader: &Reader, query: &Query) -> Result<Vec<Listed>, QueryError> {
         let mut rows = Vec::new();
         for state in Query::ENDED.into_iter().filter(|state| query.wants_state(state)) {
-            // What the ledger can't select is sorted out here, so it must not be limited before.
-            let limit =
-                query.limit.filter(|_| query.since.is_none()).map(|limit| u32::try_from(limit).unwrap_or(u32::MAX));
-            let wanted =
-                Wanted { state: Some(state.to_owned()), route: query.route.clone(), before: query.after, limit };
-            reader.each(&wanted, |row| {
-                let row = row.listed();
-                if query.admits(&row) {
-                    rows.push(row);
-                }
-            })?;
+            let wanted = Wanted {
+                state: Some(state.to_owned()),
+                route: query.route.clone(),
+                name: query.name.clone(),
+                since: query.since,
+                until: query.until,
+                before: query.after,
+                limit: query.limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)),
+            };
+            reader.each(&wanted, |row| rows.push(row.listed()))?;
         }
         rows.sort_unstable_by(|a, b| b.id.cmp(&a.id));
         rows.truncate(query.limit.unwrap_or(usize::MAX));

@@ -6,26 +6,39 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::config::Config;
 use crate::item::JobId;
 
 pub mod client;
+pub mod cursor;
+mod diff;
 pub mod directories;
 pub mod ended;
+mod feed;
 mod guard;
+mod incoming;
 pub mod indexed;
+mod journal;
+mod mask;
+mod patient;
+mod pipe;
 pub mod reference;
 pub mod results;
+mod ring;
 mod routes;
 pub mod server;
+pub mod shapes;
 mod socket;
+pub mod tally;
 #[cfg(test)]
 mod tests;
+pub mod told;
 pub mod unlisted;
 pub mod view;
 
 pub use ended::{Ended, Query};
 pub use indexed::Indexed;
-pub use server::{Server, ServerSetup, serve};
+pub use server::{Patience, Server, ServerSetup, serve};
 pub use view::View;
 
 /// What a client asks of the director; answered through `reply`, exactly once.
@@ -71,7 +84,7 @@ pub struct InboxRef {
 }
 
 /// `{"jobs"}`, named as people name them; for `retry` also `{"failed":true,"route"?}`.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobsBody {
     #[serde(default)]
@@ -83,14 +96,14 @@ pub struct JobsBody {
 }
 
 /// `{"device"}`: an id or an index.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceBody {
     pub device: String,
 }
 
 /// A refused request; the command line prints it and exits 1 or 2.
-#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error, utoipa::ToSchema)]
 #[error("{message}")]
 pub struct Refusal {
     pub code: String,
@@ -102,11 +115,32 @@ pub struct Refusal {
 #[derive(Clone, Debug)]
 pub struct Board {
     current: watch::Sender<Arc<View>>,
+    config: watch::Sender<Option<Arc<serde_json::Value>>>,
+    journal: Arc<journal::Journal>,
 }
 
 impl Board {
     pub fn new(first: View) -> Board {
-        Board { current: watch::Sender::new(Arc::new(first)) }
+        Board {
+            current: watch::Sender::new(Arc::new(first)),
+            config: watch::Sender::new(None),
+            journal: Arc::default(),
+        }
+    }
+
+    /// The configuration in force from here on.
+    pub fn configure(&self, config: &Config) {
+        self.config.send_replace(Some(Arc::new(mask::masked(config))));
+    }
+
+    /// With every secret masked; none before the director has told it.
+    pub fn config(&self) -> Option<Arc<serde_json::Value>> {
+        self.config.borrow().clone()
+    }
+
+    /// A job that ended: it may have come and gone between two publications. Costs nothing when nobody follows the events.
+    pub fn ended(&self, row: impl FnOnce() -> view::Listed) {
+        self.journal.note(row);
     }
 
     pub fn publish(&self, view: View) {

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,15 +23,22 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::directories::Directories;
+use super::feed::Feed;
 use super::guard::Guard;
+use super::patient::Patient;
 use super::routes::{self, Shared};
-use super::{Board, Ended, Request, SOCKET, socket};
+use super::tally::Tally;
+use super::{Board, Ended, Request, SOCKET, incoming, socket};
 
 /// More clients than this wait until one leaves.
 const CONNECTIONS: usize = 128;
 
-/// Headers must be there in this time, on a new connection and on one kept open.
-const HEADER_TIME: Duration = Duration::from_secs(30);
+/// What is read ahead of a client, and written ahead of one: headers larger than this are refused.
+const BUFFER: usize = 64 << 10;
+
+/// Uploads at a time. Each keeps a thread that may block, of which there are a few more.
+const UPLOADS: usize = 4;
+const BLOCKING: usize = 4 + UPLOADS;
 
 /// How long answers under way may take once the server ends.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -40,6 +48,26 @@ const BREATH: Duration = Duration::from_millis(200);
 
 /// How often the socket is looked at: one that was removed is made again, or nobody could reach the director any more.
 const SOCKET_LOOK: Duration = Duration::from_secs(10);
+
+/// How long clients are waited for, before they are cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Headers must be there in this time, on a new connection and on one kept open.
+    pub headers: Duration,
+    /// A body, unless it is an item.
+    pub body: Duration,
+    /// Between two parts of an item.
+    pub silence: Duration,
+    /// Some of an answer must be read in this time.
+    pub reading: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        let seconds = Duration::from_secs;
+        Patience { headers: seconds(30), body: seconds(10), silence: seconds(30), reading: seconds(20) }
+    }
+}
 
 /// Everything the server needs.
 pub struct ServerSetup {
@@ -52,6 +80,9 @@ pub struct ServerSetup {
     pub listen: Option<SocketAddr>,
     /// Required where `listen` isn't loopback; see [`read_token`].
     pub token: Option<String>,
+    /// The largest item that is taken by upload, in bytes.
+    pub max_upload: u64,
+    pub patience: Patience,
 }
 
 /// The running server. Dropping it answers what was asked, stops the thread and removes the socket.
@@ -79,7 +110,7 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
     if !loopback && setup.token.is_none() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "api.listen beyond loopback needs api.token_file"));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING).build()?;
     let tcp = setup.listen.map(std::net::TcpListener::bind).transpose()?;
     let listening = tcp.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
     let socket = setup.directories.root().join(SOCKET);
@@ -89,13 +120,23 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
         tcp.set_nonblocking(true)?;
     }
 
+    incoming::clean(setup.directories.root());
     let (stop, stopped) = watch::channel(false);
+    let epoch = jiff::Timestamp::now().as_millisecond().unsigned_abs();
+    let (feed, tally) = (Arc::new(Feed::new(epoch)), Arc::new(Tally::default()));
+    let feeding = (feed.clone(), setup.board.clone());
     let shared = Arc::new(Shared {
         board: setup.board,
         requests: setup.requests,
         ended: setup.ended,
         directories: setup.directories,
         started: Instant::now(),
+        feed,
+        tally: tally.clone(),
+        max_upload: setup.max_upload,
+        patience: setup.patience,
+        uploads: Semaphore::new(UPLOADS),
+        followers: AtomicUsize::new(0),
         stop: stopped.clone(),
     });
     let open = routes::router(shared.clone(), None);
@@ -104,11 +145,15 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
         // Tokio takes them over inside the runtime only.
         let unix = Door::Unix(UnixDoor::new(UnixListener::from_std(unix)?, unix_path));
         let tcp = tcp.map(TcpListener::from_std).transpose()?;
-        let unix_side = accept(unix, open, stopped.clone());
+        let (feed, board) = feeding;
+        let feed_stop = stopped.clone();
+        tokio::spawn(async move { feed.run(board, feed_stop).await });
+        let patience = setup.patience;
+        let unix_side = accept(unix, open, tally.clone(), patience, stopped.clone());
         match tcp {
             None => unix_side.await,
             Some(tcp) => {
-                tokio::join!(unix_side, accept(Door::Tcp(tcp), guarded, stopped));
+                tokio::join!(unix_side, accept(Door::Tcp(tcp), guarded, tally, patience, stopped));
             }
         }
         io::Result::Ok(())
@@ -196,7 +241,13 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Serves every client of one door until the server stops.
-async fn accept(mut door: Door, router: Router, mut stop: watch::Receiver<bool>) {
+async fn accept(
+    mut door: Door,
+    router: Router,
+    tally: Arc<Tally>,
+    patience: Patience,
+    mut stop: watch::Receiver<bool>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut clients = JoinSet::new();
     let mut look = tokio::time::interval(SOCKET_LOOK);
@@ -213,8 +264,10 @@ async fn accept(mut door: Door, router: Router, mut stop: watch::Receiver<bool>)
             Some(_) = clients.join_next() => {}
             (stream, place) = next => match stream {
                 Ok(stream) => {
-                    let client = serve_one(stream, router.clone(), stop.clone());
+                    let client = serve_one(stream, router.clone(), tally.clone(), patience, stop.clone());
+                    let tally = tally.clone();
                     clients.spawn(async move {
+                        let _present = tally.client();
                         client.await;
                         drop(place);
                     });
@@ -230,11 +283,20 @@ async fn accept(mut door: Door, router: Router, mut stop: watch::Receiver<bool>)
     let _ = tokio::time::timeout(LAST_WORDS, async { while clients.join_next().await.is_some() {} }).await;
 }
 
-async fn serve_one(stream: Box<dyn Stream>, router: Router, mut stop: watch::Receiver<bool>) {
+async fn serve_one(
+    stream: Box<dyn Stream>,
+    router: Router,
+    tally: Arc<Tally>,
+    patience: Patience,
+    mut stop: watch::Receiver<bool>,
+) {
     let service = TowerToHyperService::new(router);
+    let stream = Patient::new(stream, tally.clone(), patience.reading);
+    let begun = stream.begun();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
+        .header_read_timeout(patience.headers)
+        .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let served = tokio::select! {
@@ -246,6 +308,9 @@ async fn serve_one(stream: Box<dyn Stream>, router: Router, mut stop: watch::Rec
         }
     };
     if let Err(error) = served {
+        if error.is_timeout() && begun.load(Ordering::Relaxed) {
+            tally.dropped();
+        }
         tracing::debug!(%error, "a client's connection broke");
     }
 }

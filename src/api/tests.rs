@@ -8,9 +8,12 @@ use crossbeam_channel::{Receiver, bounded, unbounded};
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError, encoded};
+use super::cursor::Cursor;
 use super::directories::Directories;
+use super::shapes::Page;
 use super::view::{Change, Counts, DirectorState, Listed, Shown, Status};
 use super::*;
+use crate::config::Config;
 use crate::devices::HostMode;
 use crate::item::{ItemName, JobDir, JobId, Outcome, ResultRecord};
 use crate::root::Root;
@@ -27,7 +30,7 @@ struct World {
     _folder: tempfile::TempDir,
 }
 
-fn view(number: u64, live: Vec<Listed>) -> View {
+pub(super) fn view(number: u64, live: Vec<Listed>) -> View {
     let status = Status {
         version: "0.1.0".to_owned(),
         pid: Some(1),
@@ -42,11 +45,12 @@ fn view(number: u64, live: Vec<Listed>) -> View {
         held: Vec::new(),
         health: Vec::new(),
         counters: Default::default(),
+        api: None,
     };
     View { number, status, live }
 }
 
-fn id(n: u128) -> JobId {
+pub(super) fn id(n: u128) -> JobId {
     JobId(ulid::Ulid::from_parts(1_700_000_000_000 + n as u64, n))
 }
 
@@ -79,6 +83,10 @@ fn ended(root: &Path, n: u128, name: &[u8], outcome: Outcome, finished_at: &str)
 }
 
 fn world_at(depth: usize, listen: Option<&str>, token: Option<&str>) -> World {
+    world_with(depth, listen, token, Patience::default())
+}
+
+fn world_with(depth: usize, listen: Option<&str>, token: Option<&str>, patience: Patience) -> World {
     let folder = tempfile::tempdir().expect("a folder");
     let root = (0..depth).fold(folder.path().to_owned(), |dir, _| dir.join("a-rather-long-name-of-a-folder"));
     let root = root.join("root");
@@ -119,6 +127,8 @@ fn world_at(depth: usize, listen: Option<&str>, token: Option<&str>) -> World {
         ended: Arc::new(directories),
         listen: listen.map(|listen| listen.parse().expect("an address")),
         token: token.map(str::to_owned),
+        max_upload: 1 << 20,
+        patience,
     });
     let server = server.expect("a server");
     let client = Client::connect(&root).expect("a director");
@@ -139,7 +149,7 @@ fn what_is_published_and_what_has_ended_is_told() {
     let status: Status = world.client.get("/v1/status").expect("a status");
     assert_eq!((status.pid, status.state), (Some(1), DirectorState::Running));
     let check = |query: &str, expected: &[&str]| {
-        let rows: Vec<Listed> = world.client.get(&format!("/v1/jobs{query}")).expect(query);
+        let Page { items: rows, .. } = world.client.get(&format!("/v1/items{query}")).expect(query);
         assert_eq!(names(&rows), expected, "{query}");
     };
     check("", &["d.wav", "e.wav", "c \\xff\\n.wav", "b.wav", "a.wav"]);
@@ -149,15 +159,62 @@ fn what_is_published_and_what_has_ended_is_told() {
     check("?state=cancelled", &["c \\xff\\n.wav"]);
     check("?route=none", &[]);
     check("?state=done,failed,cancelled&since=2026-11-21T10:00:00Z", &["c \\xff\\n.wav", "b.wav"]);
-    check(&format!("?after={}&limit=1", id(3)), &["b.wav"]);
-    check(&format!("?after={}", id(1)), &[]);
+    check(&format!("?cursor={}&limit=1", Cursor::Ended(id(3))), &["b.wav"]);
+    check(&format!("?cursor={}", Cursor::Ended(id(1))), &[]);
+    check("?name=B.WAV", &["b.wav"]);
+    check("?name=%5Cxff", &["c \\xff\\n.wav"]);
+    check("?name=nobody", &[]);
+    check("?until=2026-11-22T10:00:00Z", &["b.wav", "a.wav"]);
+    check("?since=2026-11-21T10:00:00Z&until=2026-11-22T10:00:00Z&state=failed", &["b.wav"]);
+}
+
+/// All pages of so many rows, one after another; `between` comes after each.
+fn paged(world: &World, limit: usize, mut between: impl FnMut(usize)) -> Vec<String> {
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    for round in 0.. {
+        let page: Page = world.client.get(&format!("/v1/items?limit={limit}{cursor}")).expect("a page");
+        assert!(page.items.len() <= limit, "{page:?}");
+        all.extend(page.items.into_iter().map(|row| row.name));
+        let Some(next) = page.next else { break };
+        cursor = format!("&cursor={next}");
+        between(round);
+    }
+    all
+}
+
+#[test]
+fn pages_hold_each_row_once_whatever_changes_between_them() {
+    let world = world();
+    let row = |n: u128, state: &str| Listed {
+        id: Some(id(n).to_string()),
+        name: format!("job {n}"),
+        state: state.to_owned(),
+        ..Listed::empty()
+    };
+    let item = |name: &str| Listed { name: name.to_owned(), state: "ready".to_owned(), ..Listed::empty() };
+    // Out of order, as the director may list them.
+    let live = vec![row(8, "claimed"), item("n"), row(7, "running"), item("m")];
+    world.board.publish(view(2, live.clone()));
+    let expected = ["job 7", "job 8", "m", "n", "c \\xff\\n.wav", "b.wav", "a.wav"];
+    for limit in 1..9 {
+        assert_eq!(paged(&world, limit, |_| {}), expected, "{limit}");
+    }
+    // More jobs, an item that is taken back, and an ended job that is pruned where a page ended.
+    let root = world.root.clone();
+    let changed = paged(&world, 1, |round| match round {
+        0 => world.board.publish(view(3, [live.clone(), vec![row(9, "claimed"), item("a first one")]].concat())),
+        2 => world.board.publish(view(4, vec![row(8, "claimed"), item("n"), item("o")])),
+        5 => std::fs::remove_dir_all(root.join("failed/2026-11-22")).expect("to prune"),
+        _ => {}
+    });
+    assert_eq!(changed, ["job 7", "job 8", "job 9", "n", "o", "c \\xff\\n.wav", "b.wav", "a.wav"]);
 }
 
 #[test]
 fn a_job_is_shown_by_any_of_its_names() {
     let world = world();
     let check = |name: &str, state: &str| {
-        let shown: Shown = world.client.get(&format!("/v1/jobs/{}", encoded(name))).expect(name);
+        let shown: Shown = world.client.get(&format!("/v1/items/{}", encoded(name))).expect(name);
         assert_eq!(shown.listed.state, state, "{name}");
         shown
     };
@@ -192,10 +249,10 @@ fn an_item_that_is_just_being_claimed_is_one_and_a_second_of_its_name_another() 
     world.board.publish(view(2, vec![claimed]));
     let item = world.root.join("claimed").join(dir.as_str()).join("item");
     std::fs::create_dir_all(&item).expect("a job's directory");
-    let shown: Shown = world.client.get("/v1/jobs/e.wav").expect("one");
+    let shown: Shown = world.client.get("/v1/items/e.wav").expect("one");
     assert_eq!(shown.listed.id, Some(id(9).to_string()));
     std::fs::write(item.join("e.wav"), "moved").expect("an item");
-    let two = world.client.get::<Shown>("/v1/jobs/e.wav").expect_err("two");
+    let two = world.client.get::<Shown>("/v1/items/e.wav").expect_err("two");
     assert!(two.to_string().contains("could be any of these"), "{two}");
 }
 
@@ -228,9 +285,14 @@ fn requests_reach_the_director_with_ids() {
 
 /// The status and the error's code of a request written by hand.
 fn raw(stream: &mut (impl std::io::Read + std::io::Write), request: &str) -> String {
-    stream.write_all(request.as_bytes()).expect("to ask");
+    raw_bytes(stream, request.as_bytes())
+}
+
+fn raw_bytes(stream: &mut (impl std::io::Read + std::io::Write), request: &[u8]) -> String {
+    stream.write_all(request).expect("to ask");
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("an answer");
+    // A client that is cut has read what there was.
+    let _broken = stream.read_to_end(&mut answer);
     let answer = String::from_utf8_lossy(&answer);
     let status = answer.split(' ').nth(1).unwrap_or("?").to_owned();
     let body: Value =
@@ -255,7 +317,7 @@ fn what_makes_no_sense_is_refused_with_a_reason() {
     check("POST /v1/pause", "", "200");
     check("GET /nowhere", "", "404 no-such-path");
     check("GET /v1/pause", "", "405 method-not-allowed");
-    check("DELETE /v1/jobs/a.wav", "", "405 method-not-allowed");
+    check("DELETE /v1/items/a.wav", "", "405 method-not-allowed");
     check("POST /v1/pause", "{", "400 bad-request");
     check("POST /v1/pause", "[1]", "400 bad-request");
     check("POST /v1/pause", "{\"now\":true}", "400 bad-request");
@@ -267,16 +329,87 @@ fn what_makes_no_sense_is_refused_with_a_reason() {
     check("POST /v1/cancel", "{\"jobs\":[\"0\"]}", "409 ambiguous");
     check("POST /v1/retry", "{\"jobs\":[\"d.wav\"]}", "409 not-ended");
     check("POST /v1/retry", "{\"route\":\"r\"}", "400 bad-request");
-    check("GET /v1/jobs?state=odd", "", "400 bad-request");
-    check("GET /v1/jobs?limit=-1", "", "400 bad-request");
-    check("GET /v1/jobs?what=1", "", "400 bad-request");
-    check("GET /v1/jobs/%ff", "", "400 bad-request");
-    check("GET /v1/jobs/nobody", "", "404 not-found");
-    check("GET /v1/jobs/..%2f..%2fetc", "", "404 not-found");
-    check("GET /v1/jobs/a.wav/logs", "", "200");
-    check("GET /v1/jobs/a.wav/logs?attempt=7", "", "404 no-log");
+    check("GET /v1/items?state=odd", "", "400 bad-request");
+    check("GET /v1/items?limit=-1", "", "400 bad-request");
+    check("GET /v1/items?limit=99999999999999999999", "", "400 bad-request");
+    check("GET /v1/items?limit=1&limit=2", "", "400 bad-request");
+    check("GET /v1/items?since=yesterday", "", "400 bad-request");
+    check("GET /v1/items?until=-999999-01-01T00:00:00Z", "", "400 bad-request");
+    check("GET /v1/items?since=-009999-01-03T00:00:00Z", "", "200");
+    check("GET /v1/items?cursor=x", "", "400 bad-request");
+    check("GET /v1/items?name=%00", "", "200");
+    check("GET /v1/items?name=%ff", "", "200");
+    check("GET /v1/items/%00", "", "404 not-found");
+    check("GET /v1/items/a%00.wav", "", "404 not-found");
+    check("GET /v1/items/", "", "404 no-such-path");
+    check(&format!("GET /v1/items/{}", "9".repeat(20_000)), "", "404 not-found");
+    check(&format!("GET /v1/items/{}", "%5c".repeat(9_000)), "", "404 not-found");
+    check("GET /v1/items/a.wav/logs?attempt=99999999999", "", "400 bad-request");
+    check("GET /v1/items/a.wav/logs?offset=18446744073709551615", "", "200");
+    check("GET /v1/items/a.wav/logs?tail=18446744073709551615", "", "200");
+    check("GET /v1/items/a.wav/logs?tail=1&offset=1", "", "400 bad-request");
+    check("GET /v1/items/a.wav/logs?follow=perhaps", "", "400 bad-request");
+    check("GET /v1/items/e.wav/logs?follow=true", "", "404 no-log");
+    check("OPTIONS /v1/items", "", "204");
+    check("OPTIONS /nowhere", "", "404 no-such-path");
+    check("OPTIONS *", "", "404 no-such-path");
+    check("HEAD /v1/status", "", "200");
+    check("HEAD /nowhere", "", "404");
+    check("BREW /v1/status", "", "405 method-not-allowed");
+    check("PUT /v1/status", "", "405 method-not-allowed");
+    check("CONNECT a:1", "", "404 no-such-path");
+    check("PUT /v1/items", "", "400 bad-request");
+    check(&format!("POST /v1/cancel?x={}", "x".repeat(30_000)), "{\"jobs\":[\"nobody\"]}", "404 not-found");
+    check("POST /v1/cancel", &format!("{{\"jobs\":[{}\"x\"]}}", "\"x\",".repeat(20_000)), "413 too-many");
+    check("POST /v1/cancel", &"[".repeat(100_000), "400 bad-request");
+    check("GET /v1/items?what=1", "", "400 bad-request");
+    check("GET /v1/items/%ff", "", "400 bad-request");
+    check("GET /v1/items/nobody", "", "404 not-found");
+    check("GET /v1/items/..%2f..%2fetc", "", "404 not-found");
+    check("GET /v1/items/a.wav/logs", "", "200");
+    check("GET /v1/items/a.wav/logs?attempt=7", "", "404 no-log");
     check("GET /v1/changes?timeout=NaN", "", "400 bad-request");
     check("POST /v1/pause", &" ".repeat((1 << 20) + 1), "413 too-large");
+}
+
+#[test]
+fn what_is_no_request_is_refused_and_nothing_else_happens() {
+    let world = world();
+    let check = |bytes: &[u8], expected: &str| {
+        let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
+        let said = raw_bytes(&mut stream, bytes);
+        assert_eq!(said, expected, "{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(80)]));
+        assert!(world.asked.is_empty());
+        world.client.get::<Status>("/v1/status").expect("the server goes on");
+    };
+    let close = "Connection: close\r\n";
+    check(b"\0\0\0\0\r\n\r\n", "400 bad-request");
+    check(b"hello\r\n\r\n", "400 bad-request");
+    check(b"GET\r\n\r\n", "400 bad-request");
+    check(b"GET / HTTP/9.9\r\n\r\n", "400 bad-request");
+    check(b"GET /\x01 HTTP/1.1\r\n\r\n", "400 bad-request");
+    check(b"GET /v1/status HTTP/1.1\r\nHost: x\0\r\n\r\n", "400 bad-request");
+    check(b"GET /v1/status HTTP/1.1\r\nno colon\r\n\r\n", "400 bad-request");
+    check(b"GET /v1/status HTTP/1.1\r\n: x\r\n\r\n", "400 bad-request");
+    check(b"POST /v1/pause HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "400 bad-request");
+    check(b"POST /v1/pause HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}", "400 bad-request");
+    check(b"POST /v1/pause HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n", "400 bad-request");
+    check(b"POST /v1/pause HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", "400 bad-request");
+    check(
+        format!("POST /v1/pause HTTP/1.1\r\n{close}Transfer-Encoding: chunked\r\n\r\nzz\r\n").as_bytes(),
+        "400 bad-request",
+    );
+    check(
+        format!("POST /v1/pause HTTP/1.1\r\n{close}Content-Type: text/plain\r\nContent-Length: 0\r\n\r\n").as_bytes(),
+        "415 unsupported-type",
+    );
+    check(format!("GET /v1/status HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(300_000)).as_bytes(), "431 headers-too-large");
+    check(format!("GET /v1/status HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(200)).as_bytes(), "431 headers-too-large");
+    check(format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(300_000)).as_bytes(), "431 headers-too-large");
+    let world = world_at(0, Some("127.0.0.1:0"), Some("t0ken"));
+    let address = world.server.as_ref().and_then(|server| server.listening).expect("a port");
+    let mut stream = std::net::TcpStream::connect(address).expect("the port");
+    assert_eq!(raw_bytes(&mut stream, b"\x16\x03\x01\x02\0\x01\0\r\n\r\n"), "400 bad-request");
 }
 
 #[test]
@@ -307,6 +440,8 @@ fn beyond_loopback_a_token_is_needed() {
         ended: Arc::new(directories),
         listen: Some("0.0.0.0:0".parse().expect("an address")),
         token: None,
+        max_upload: 1 << 20,
+        patience: Patience::default(),
     });
     assert_eq!(refused.err().map(|error| error.kind()), Some(std::io::ErrorKind::InvalidInput));
 }
@@ -381,8 +516,8 @@ fn a_revived_job_lives_whatever_an_index_still_says() {
     let world = world();
     let dir = ended(&world.root, 4, b"d.wav", Outcome::Failed, "2026-11-22T11:00:00Z");
     let check = |state: &str| {
-        let shown: Shown = world.client.get("/v1/jobs/d.wav").expect("a job");
-        let rows: Vec<Listed> = world.client.get("/v1/jobs").expect("rows");
+        let shown: Shown = world.client.get("/v1/items/d.wav").expect("a job");
+        let Page { items: rows, .. } = world.client.get("/v1/items").expect("rows");
         let listed: Vec<&str> = rows.iter().filter(|row| row.name == "d.wav").map(|row| row.state.as_str()).collect();
         assert_eq!((shown.listed.state.as_str(), listed.as_slice()), (state, [state].as_slice()));
     };
@@ -421,4 +556,360 @@ fn the_ledger_answers_as_the_directories_do() {
         assert_eq!(ids(indexed.find(name).expect("rows")), ids(directories.find(name).expect("rows")), "{name}");
     }
     ledger.stop();
+}
+
+/// An event stream, read by hand.
+struct Stream(std::io::BufReader<std::os::unix::net::UnixStream>);
+
+impl Stream {
+    fn open(world: &World, last: Option<&str>) -> Stream {
+        use std::io::Write as _;
+        let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("a limit");
+        let last = last.map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
+        // The older version, so that the body comes as it is.
+        stream.write_all(format!("GET /v1/events HTTP/1.0\r\n{last}\r\n").as_bytes()).expect("to ask");
+        Stream(std::io::BufReader::new(stream))
+    }
+
+    /// The next event's id, name and data; nothing at the end.
+    fn next(&mut self) -> Option<(String, String, Value)> {
+        use std::io::BufRead as _;
+        let (mut id, mut name) = (String::new(), String::new());
+        loop {
+            let mut line = String::new();
+            if self.0.read_line(&mut line).expect("a line") == 0 {
+                return None;
+            }
+            match line.trim_end().split_once(": ") {
+                Some(("id", it)) => it.clone_into(&mut id),
+                Some(("event", it)) => it.clone_into(&mut name),
+                Some(("data", it)) => return Some((id, name, serde_json::from_str(it).expect("JSON"))),
+                _ => {}
+            }
+        }
+    }
+
+    #[track_caller]
+    fn expect(&mut self, name: &str) -> (String, Value) {
+        let (id, found, data) = self.next().expect("an event");
+        assert_eq!(found, name, "{data}");
+        (id, data)
+    }
+}
+
+#[test]
+fn who_follows_hears_of_every_change_and_who_comes_back_of_what_it_missed() {
+    let world = world();
+    let mut stream = Stream::open(&world, None);
+    let (first, reset) = stream.expect("reset");
+    assert_eq!(reset, json!({ "why": "new", "number": 1 }));
+    world.board.publish(view(2, vec![]));
+    let gone: Vec<(String, Value)> = vec![stream.expect("gone"), stream.expect("counts")];
+    assert_eq!((&gone[0].1["name"], &gone[1].1["ready"]), (&json!("e.wav"), &json!(2)));
+    // It came and went between two publications.
+    let result = Listed { id: Some(id(9).to_string()), state: "done".to_owned(), ..Listed::empty() };
+    world.board.ended(|| result.clone());
+    world.board.publish(view(3, vec![]));
+    let (last, item) = stream.expect("item");
+    assert_eq!((&item["id"], &item["state"]), (&json!(id(9).to_string()), &json!("done")));
+    stream.expect("counts");
+    drop(stream);
+    let mut again = Stream::open(&world, Some(&gone[1].0));
+    assert_eq!(again.expect("item").0, last);
+    again.expect("counts");
+    world.board.publish(view(4, vec![]));
+    again.expect("counts");
+    let check = |last: &str, why: &str| {
+        let (id, reset) = Stream::open(&world, Some(last)).expect("reset");
+        assert_eq!(reset["why"], why, "{last}");
+        assert_ne!(id, last);
+    };
+    check("1-1", "restarted");
+    check("nonsense", "too-old");
+    check(&first.replace('-', "-9999"), "too-old");
+    let status: Status = world.client.get("/v1/status").expect("a status");
+    assert!(status.api.is_some_and(|api| api.streams >= 1 && api.dropped_clients == 0), "{:?}", status.api);
+}
+
+#[test]
+fn a_new_configuration_is_told_without_its_secrets() {
+    let world = world();
+    let mut stream = Stream::open(&world, None);
+    stream.expect("reset");
+    let config = Config::builtin(&world.root, &world.root);
+    world.board.configure(&config);
+    stream.expect("config");
+    let told: Value = world.client.get("/v1/config").expect("a configuration");
+    assert_eq!(told["api"]["max_upload"], json!(64_u64 << 30));
+}
+
+#[test]
+fn a_client_that_falls_behind_is_cut_and_the_others_go_on() {
+    let world = world();
+    let (mut stalled, mut reads) = (Stream::open(&world, None), Stream::open(&world, None));
+    stalled.expect("reset");
+    reads.expect("reset");
+    let large = |number: u64| {
+        let row = |n: u128| Listed {
+            id: Some(id(n).to_string()),
+            state: "claimed".to_owned(),
+            reason: Some(format!("{number}{}", "x".repeat(64 << 10))),
+            ..Listed::empty()
+        };
+        view(number, (0..80).map(row).collect())
+    };
+    // More than is kept, several times over; one reads it all the while.
+    for number in 2..12 {
+        world.board.publish(large(number));
+        while reads.next().expect("an event").1 != "counts" {}
+    }
+    while stalled.next().is_some() {}
+    let status: Status = world.client.get("/v1/status").expect("a status");
+    assert_eq!(status.api.map(|api| api.dropped_clients), Some(1));
+    world.board.publish(view(99, vec![]));
+    reads.expect("counts");
+}
+
+#[test]
+fn streams_are_bounded() {
+    let world = world();
+    let mut open: Vec<Stream> = (0..64)
+        .map(|_| {
+            let mut stream = Stream::open(&world, None);
+            stream.expect("reset");
+            stream
+        })
+        .collect();
+    // Of one that isn't refused the stream goes on: only its status is read.
+    let refused = || {
+        use std::io::{Read as _, Write as _};
+        let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
+        stream.write_all(b"GET /v1/events HTTP/1.0\r\n\r\n").expect("to ask");
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).expect("a status");
+        status.ends_with(b"503")
+    };
+    assert!(refused());
+    open.pop();
+    while refused() {}
+    drop(open);
+    let streams = || {
+        let status: Status = world.client.get("/v1/status").expect("a status");
+        status.api.map(|api| api.streams)
+    };
+    while streams() != Some(0) {}
+}
+
+#[test]
+fn a_place_among_those_who_follow_logs_is_free_when_its_client_is_gone() {
+    use std::io::{Read as _, Write as _};
+    let world = world();
+    let job = world.root.join("claimed").join(format!("d~{}", id(4)));
+    std::fs::create_dir(&job).expect("a job");
+    std::fs::write(job.join("attempt-1.log"), "x").expect("a log");
+    // The first byte of the log, or the status that refuses.
+    let follow = || {
+        let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
+        stream.write_all(b"GET /v1/items/d.wav/logs?follow=true HTTP/1.0\r\n\r\n").expect("to ask");
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).expect("a status");
+        (String::from_utf8_lossy(&status[9..]).into_owned(), stream)
+    };
+    let mut all: Vec<_> = (0..32).map(|_| follow()).collect();
+    assert!(all.iter().all(|(status, _)| status == "200"));
+    assert_eq!(follow().0, "503");
+    all.pop();
+    while follow().0 != "200" {}
+}
+
+/// The status, and the error's code, of an upload.
+fn upload(world: &World, query: &str, headers: &str, body: &[u8]) -> String {
+    let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
+    let head = format!("PUT /v1/items{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
+    raw_bytes(&mut stream, &[head.as_bytes(), body].concat())
+}
+
+/// What lies in the inbox beside what the world began with, and what uploads left.
+fn arrived(world: &World) -> (Vec<String>, usize) {
+    let names = |path: &str| {
+        let entries = std::fs::read_dir(world.root.join(path)).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.retain(|name| !["beyond.wav", "e.wav"].contains(&name.as_str()));
+        names.sort();
+        names
+    };
+    (names("inbox"), names(".gamdok/uploads").len())
+}
+
+#[test]
+fn an_upload_arrives_whole_or_not_at_all() {
+    let world = world();
+    let length = |n: usize| format!("Content-Length: {n}\r\n");
+    assert_eq!(upload(&world, "?name=new.wav", &length(5), b"hello"), "201");
+    assert_eq!(std::fs::read(world.root.join("inbox/new.wav")).expect("an item"), b"hello");
+    let chunked = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+    assert_eq!(upload(&world, "?name=%ED%95%9C%20b", "Transfer-Encoding: chunked\r\n", chunked), "201");
+    assert_eq!(std::fs::read(world.root.join("inbox/한 b")).expect("an item"), b"abcde");
+    assert_eq!(upload(&world, "?name=empty", &length(0), b""), "201");
+    let there = (vec!["empty".to_owned(), "new.wav".to_owned(), "한 b".to_owned()], 0);
+    assert_eq!(arrived(&world), there);
+    let check = |query: &str, headers: &str, body: &[u8], expected: &str| {
+        assert_eq!(upload(&world, query, headers, body), expected, "{query}");
+        assert_eq!(arrived(&world), there, "{query}");
+    };
+    check("?name=new.wav", &length(5), b"other", "409 exists");
+    assert_eq!(std::fs::read(world.root.join("inbox/new.wav")).expect("an item"), b"hello");
+    check("", &length(1), b"x", "400 bad-request");
+    check("?name=a&what=b", &length(1), b"x", "400 bad-request");
+    let names = ["", ".", "..", "..%2fx", "%2fetc%2fpasswd", "a%2fb", "a%00b", "a%0ab", ".hidden", "a.part", "a~"];
+    for name in names {
+        check(&format!("?name={name}"), &length(1), b"x", "400 bad-name");
+    }
+    check(&format!("?name={}", "x".repeat(256)), &length(1), b"x", "400 bad-name");
+    for folder in ["..", "..%2f..", "nowhere", "%2f", "%00"] {
+        check(&format!("?name=a&folder={folder}"), &length(1), b"x", "404 no-folder");
+    }
+    check("?name=a", &length(2 << 20), &vec![b'x'; 2 << 20], "413 too-large");
+    let endless = [b"200000\r\n".as_slice(), &vec![b'x'; 0x20_0000], b"\r\n0\r\n\r\n"].concat();
+    check("?name=a", "Transfer-Encoding: chunked\r\n", &endless, "413 too-large");
+    for kind in ["multipart/form-data; boundary=x", "text/plain", "Application/X-WWW-Form-Urlencoded"] {
+        check("?name=a", &format!("Content-Type: {kind}\r\n{}", length(1)), b"x", "415 unsupported-type");
+    }
+    check("?name=a", "Transfer-Encoding: chunked\r\n", b"zz\r\n", "400 bad-request");
+}
+
+#[test]
+fn an_upload_that_breaks_off_leaves_nothing() {
+    use std::io::Write as _;
+    let world = world();
+    let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
+    let head = "PUT /v1/items?name=cut HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nhalf of it";
+    stream.write_all(head.as_bytes()).expect("to ask");
+    let until = |left: usize| {
+        while arrived(&world).1 != left {
+            std::thread::yield_now()
+        }
+    };
+    until(1);
+    assert_eq!(arrived(&world).0, [""; 0]);
+    drop(stream);
+    until(0);
+    assert_eq!(arrived(&world), (vec![], 0));
+    assert_eq!(upload(&world, "?name=cut", "Content-Length: 1\r\n", b"x"), "201");
+}
+
+#[test]
+fn a_log_is_read_in_parts_and_followed_to_its_end() {
+    use std::io::{Read as _, Write as _};
+    let world = world();
+    let ask = |query: &str| {
+        let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("a limit");
+        let head = format!("GET /v1/items/{query} HTTP/1.0\r\n\r\n");
+        stream.write_all(head.as_bytes()).expect("to ask");
+        stream
+    };
+    let whole = |query: &str| {
+        let mut answer = Vec::new();
+        ask(query).read_to_end(&mut answer).expect("an answer");
+        let at = answer.windows(4).position(|it| it == b"\r\n\r\n").expect("a head");
+        String::from_utf8_lossy(&answer[at + 4..]).into_owned()
+    };
+    let check = |query: &str, expected: &str| assert_eq!(whole(query), expected, "{query}");
+    check("a.wav/logs", "said \u{fffd}");
+    check("a.wav/logs?offset=2&attempt=1", "id \u{fffd}");
+    check("a.wav/logs?tail=3", "d \u{fffd}");
+    check("a.wav/logs?offset=100", "");
+    check("a.wav/logs?follow=true", "said \u{fffd}");
+    // One that runs.
+    let job = world.root.join("claimed").join(format!("d~{}", id(4)));
+    std::fs::create_dir(&job).expect("a job");
+    std::fs::write(job.join("attempt-1.log"), "one ").expect("a log");
+    let mut stream = ask("d.wav/logs?follow=true");
+    let mut said = Vec::new();
+    let mut hears = |text: &str| {
+        while !String::from_utf8_lossy(&said).ends_with(text) {
+            let mut part = [0; 4096];
+            let n = stream.read(&mut part).expect("a part");
+            assert_ne!(n, 0, "the end before {text}");
+            said.extend_from_slice(&part[..n]);
+        }
+    };
+    hears("one ");
+    let mut log = std::fs::File::options().append(true).open(job.join("attempt-1.log")).expect("the log");
+    log.write_all(b"two ").expect("to say");
+    hears("two ");
+    // Another attempt, and the end.
+    std::fs::write(job.join("attempt-2.log"), "three ").expect("a log");
+    hears("three ");
+    std::fs::write(job.join("attempt-2.log"), "three four").expect("a log");
+    hears("four");
+    std::fs::write(job.join("result.json"), "{}").expect("a result");
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).expect("the end");
+    assert_eq!(rest, b"");
+}
+
+#[test]
+fn every_path_is_described_and_answers() {
+    let world = world();
+    let description: Value = world.client.get("/v1/openapi.json").expect("a description");
+    assert_eq!(description["openapi"], "3.1.0");
+    let paths = description["paths"].as_object().expect("paths");
+    let mut described: Vec<String> = Vec::new();
+    for (path, methods) in paths {
+        for method in methods.as_object().expect("methods").keys() {
+            described.push(format!("{method} {path}"));
+            let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
+            let path = path.replace("{item}", "a.wav");
+            let method = method.to_uppercase();
+            let said = match path.as_str() {
+                "/v1/events" => "200".to_owned(),
+                "/v1/changes" => raw(&mut stream, &format!("{method} {path}?timeout=0 HTTP/1.0\r\n\r\n")),
+                _ => raw(&mut stream, &format!("{method} {path} HTTP/1.0\r\n\r\n")),
+            };
+            assert!(!said.contains("no-such-path") && !said.contains("method-not-allowed"), "{method} {path}: {said}");
+        }
+    }
+    described.sort();
+    insta::assert_snapshot!(described.join("\n"));
+}
+
+#[test]
+fn slow_clients_are_cut_and_counted_and_the_others_served() {
+    use std::io::{Read as _, Write as _};
+    let short = std::time::Duration::from_millis(50);
+    let world = world_with(0, None, None, Patience { headers: short, body: short, silence: short, reading: short });
+    let dropped = || {
+        let status: Status = world.client.get("/v1/status").expect("a status");
+        status.api.map(|api| api.dropped_clients)
+    };
+    let begin = |text: &str| {
+        let mut stream = socket::connect(&world.root.join(SOCKET)).expect("the socket");
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("a limit");
+        stream.write_all(text.as_bytes()).expect("to begin");
+        stream
+    };
+    let end = |mut stream: std::os::unix::net::UnixStream| {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the end");
+        String::from_utf8_lossy(&answer).split(' ').nth(1).unwrap_or_default().to_owned()
+    };
+    // One that says nothing isn't slow, it is only let go.
+    assert_eq!((end(begin("")), dropped()), (String::new(), Some(0)));
+    assert_eq!((end(begin("GET /v1/status HT")), dropped()), (String::new(), Some(1)));
+    let head = "HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{";
+    assert_eq!((end(begin(&format!("POST /v1/pause {head}"))), dropped()), ("408".to_owned(), Some(2)));
+    assert_eq!((end(begin(&format!("PUT /v1/items?name=slow {head}"))), dropped()), ("408".to_owned(), Some(3)));
+    assert_eq!(arrived(&world), (vec![], 0));
+    // One that reads nothing of what it asked for.
+    let dir = world.root.join("done/2026-11-20").join(format!("a~{}", id(1)));
+    std::fs::write(dir.join("attempt-1.log"), vec![b'x'; 8 << 20]).expect("a log");
+    let stalled = begin("GET /v1/items/a.wav/logs?follow=true HTTP/1.0\r\n\r\n");
+    while dropped() != Some(4) {
+        std::thread::yield_now();
+    }
+    drop(stalled);
+    assert!(world.asked.is_empty());
 }

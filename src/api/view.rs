@@ -22,7 +22,7 @@ pub struct View {
 }
 
 /// `status --json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Status {
     pub version: String,
     pub pid: Option<u32>,
@@ -40,9 +40,12 @@ pub struct Status {
     /// What the workers of all items counted, those that have ended and those that run.
     #[serde(default)]
     pub counters: Counters,
+    /// The server's clients. Told by the server itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<super::tally::ApiView>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DirectorState {
     Running,
@@ -51,7 +54,7 @@ pub enum DirectorState {
     Stopped,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Counts {
     pub arriving: u64,
     pub ready: u64,
@@ -66,7 +69,7 @@ pub struct Counts {
     pub ignored: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DeviceView {
     pub id: String,
     pub index: Option<u32>,
@@ -141,7 +144,7 @@ impl DeviceView {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RunningView {
     pub id: String,
     pub job: String,
@@ -155,7 +158,7 @@ pub struct RunningView {
 }
 
 /// A resident worker.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ResidentView {
     pub id: String,
     pub route: String,
@@ -169,13 +172,13 @@ pub struct ResidentView {
     pub jobs: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ProgressView {
     pub fraction: Option<f64>,
     pub message: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct HeldView {
     pub name: String,
     pub reason: String,
@@ -183,7 +186,7 @@ pub struct HeldView {
 }
 
 /// One row of `list --json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Listed {
     /// None for what lies in the inbox.
     pub id: Option<String>,
@@ -269,7 +272,7 @@ fn devices_of(attempts: &[Attempt]) -> Vec<String> {
 }
 
 /// `show --json`: the row of `list`, where it lies, and how it went.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Shown {
     #[serde(flatten)]
     pub listed: Listed,
@@ -282,7 +285,7 @@ pub struct Shown {
 }
 
 /// Absolute. What doesn't exist is null.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Paths {
     pub dir: Option<String>,
     pub item: Option<String>,
@@ -298,7 +301,7 @@ pub fn path_text(path: &Path) -> String {
 }
 
 /// The answer of `/v1/changes`: enough to know whether to look again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Change {
     pub number: u64,
     pub state: DirectorState,

@@ -5,10 +5,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
 use crate::api::client::{Client, ClientError, encoded};
+use crate::api::cursor::Cursor;
 use crate::api::directories::Directories;
 use crate::api::ended::Query;
 use crate::api::reference::{self, Unresolved};
 use crate::api::results::Results;
+use crate::api::shapes::Page;
 use crate::api::unlisted;
 use crate::api::view::{Counts, Listed, Shown, Status};
 use crate::config::Config;
@@ -68,7 +70,7 @@ impl Source {
         if let Some(client) = &self.client {
             // An answer about ended jobs comes once the ledger has all that the director told it.
             let ended = Query { states: vec!["done".to_owned()], limit: Some(1), ..Query::default() };
-            let _rows: Vec<Listed> = client.get(&path_of(&ended))?;
+            let _page: Page = client.get(&path_of(&ended))?;
         }
         Ok(Results::open(self.directories.clone(), self.client.is_some()))
     }
@@ -89,7 +91,7 @@ impl Source {
         let mut seen = HashSet::new();
         if query.wants_live() {
             let live = Query { states: words(false), limit: Some(rest.min(LIVE)), ..query.clone() };
-            let rows: Vec<Listed> = client.get(&path_of(&live))?;
+            let Page { items: rows, .. } = client.get(&path_of(&live))?;
             rest -= rows.len().min(rest);
             seen.extend(rows.iter().filter_map(|row| row.id.clone()));
             take(rows)?;
@@ -99,7 +101,7 @@ impl Source {
         while query.wants_ended() && rest > 0 {
             let page = rest.min(PAGE);
             ended.limit = Some(page);
-            let mut rows: Vec<Listed> = client.get(&path_of(&ended))?;
+            let Page { items: mut rows, .. } = client.get(&path_of(&ended))?;
             let full = rows.len() >= page;
             rest -= rows.len().min(rest);
             ended.after = rows.last().and_then(|row| row.id.as_ref()?.parse().ok());
@@ -127,7 +129,8 @@ impl Source {
         }
         let Status { counts, .. } = client.get("/v1/status")?;
         let states = unlisted::STATES.map(str::to_owned).to_vec();
-        let listed: Vec<Listed> = client.get(&path_of(&Query { states, limit: Some(LIVE), ..Query::default() }))?;
+        let every = Query { states, limit: Some(LIVE), ..Query::default() };
+        let Page { items: listed, .. } = client.get(&path_of(&every))?;
         let known: HashSet<(&str, &str)> = listed.iter().map(|row| (&*row.folder, &*row.name)).collect();
         let is_known = |row: &Listed| known.contains(&(&*row.folder, &*row.name));
         let Some(mut unjudged) = unlisted::unlisted(&counts, &listed) else { return Ok(()) };
@@ -170,7 +173,7 @@ impl Source {
     /// One job or waiting item, as people name it.
     pub(super) fn show(&self, text: &str) -> Result<Shown, Trouble> {
         match &self.client {
-            Some(client) => Ok(client.get(&format!("/v1/jobs/{}", encoded(text)))?),
+            Some(client) => Ok(client.get(&format!("/v1/items/{}", encoded(text)))?),
             None => {
                 let row = reference::resolve(text, self.directories.candidates(text)?)?;
                 Ok(self.directories.show(row))
@@ -180,7 +183,7 @@ impl Source {
 }
 
 fn path_of(query: &Query) -> String {
-    let mut path = format!("/v1/jobs?limit={}", query.limit.unwrap_or(PAGE));
+    let mut path = format!("/v1/items?limit={}", query.limit.unwrap_or(PAGE));
     if !query.states.is_empty() {
         path += &format!("&state={}", encoded(&query.states.join(",")));
     }
@@ -191,7 +194,7 @@ fn path_of(query: &Query) -> String {
         path += &format!("&since={}", encoded(&since.to_string()));
     }
     if let Some(after) = query.after {
-        path += &format!("&after={after}");
+        path += &format!("&cursor={}", Cursor::Ended(after));
     }
     path
 }

@@ -256,6 +256,7 @@ mod tests {
                 Check::degraded(What::LeaseTest, "files of other users can't be tested: settle decides alone"),
             ],
             counters: [("pages".to_owned(), 21_000.0), ("a\u{1b}[2Jb".to_owned(), 0.5)].into_iter().collect(),
+            api: None,
         }
     }
 

@@ -14,6 +14,7 @@ use super::{Global, list, output};
 use crate::api::client::{Client, ClientError, encoded};
 use crate::api::ended::Query;
 use crate::api::reference::{label, written};
+use crate::api::shapes::Page;
 use crate::api::view::{Change, Listed, Shown};
 
 /// Between two questions about a busy director.
@@ -69,7 +70,7 @@ fn all(source: &Source) -> Result<Vec<Listed>, Trouble> {
     let client = director(source)?;
     // What runs now may have ended already, when the view was published before.
     let open = ["claimed", "running", "retrying"].join(",");
-    let begun_with: Vec<Listed> = client.get(&format!("/v1/jobs?state={}&limit=100000", encoded(&open)))?;
+    let Page { items: begun_with, .. } = client.get(&format!("/v1/items?state={}&limit=100000", encoded(&open)))?;
     let bar = Bar::new();
     let mut after = 0;
     loop {
@@ -98,7 +99,7 @@ fn all(source: &Source) -> Result<Vec<Listed>, Trouble> {
 /// Whether something lies in the inbox that the director hasn't listed yet, or was just claimed and isn't published.
 fn unseen(source: &Source, client: &Client) -> Result<bool, Trouble> {
     let states = ["held", "ignored", "ready", "arriving"].join(",");
-    let listed: Vec<Listed> = client.get(&format!("/v1/jobs?state={}&limit=100000", encoded(&states)))?;
+    let Page { items: listed, .. } = client.get(&format!("/v1/items?state={}&limit=100000", encoded(&states)))?;
     let wanted = Query { states: vec!["arriving".to_owned()], ..Query::default() };
     let present = source.directories.waiting(&wanted, HELD_LISTED as usize + 1)?;
     // Told since the count that was looked at.
@@ -160,12 +161,12 @@ fn these(source: &Source, names: &[String]) -> Result<Vec<Listed>, Trouble> {
 /// The same item now; nothing when it is nowhere.
 fn look_again(client: &Client, row: &Listed) -> Result<Option<Listed>, Trouble> {
     let name = row.id.clone().unwrap_or_else(|| written(row));
-    match client.get::<Shown>(&format!("/v1/jobs/{}", encoded(&name))) {
+    match client.get::<Shown>(&format!("/v1/items/{}", encoded(&name))) {
         Ok(shown) => Ok(Some(shown.listed)),
         Err(ClientError::Refused { status: 404, .. }) => Ok(None),
         // Older jobs had the same name: the newest is ours, ids grow with time.
         Err(ClientError::Refused { status: 409, .. }) => {
-            let rows: Vec<Listed> = client.get("/v1/jobs?limit=100000")?;
+            let Page { items: rows, .. } = client.get("/v1/items?limit=100000")?;
             let ours = rows.into_iter().filter(|it| it.name == row.name && (it.folder == row.folder || is_ended(it)));
             Ok(ours.max_by(|a, b| a.id.cmp(&b.id)))
         }

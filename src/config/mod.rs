@@ -229,12 +229,20 @@ impl Default for History {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Api {
     /// None: the Unix socket only.
     pub listen: Option<SocketAddr>,
     #[serde(default, with = "stored::optional_path")]
     pub token_file: Option<PathBuf>,
+    /// The largest item that is taken over HTTP.
+    pub max_upload: Bytes,
+}
+
+impl Default for Api {
+    fn default() -> Api {
+        Api { listen: None, token_file: None, max_upload: Bytes(64 << 30) }
+    }
 }
 
 /// A rule that matches items and says how to process them. Serializable, since job.json carries it.

@@ -403,5 +403,9 @@ fn api(table: &Table<'_>, dir: &Path) -> Api {
             .help("add `token_file = \"…\"`, a file with a secret that clients send, or listen on 127.0.0.1");
         table.problem(listen.span(), "`listen` in [api] needs a `token_file`: the address isn't loopback", fault);
     }
-    Api { listen: value(listen, None), token_file: token_file.map(Spanned::into_inner) }
+    Api {
+        listen: value(listen, None),
+        token_file: token_file.map(Spanned::into_inner),
+        max_upload: value(table.size("max_upload", Bytes(1)), Api::default().max_upload),
+    }
 }

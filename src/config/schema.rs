@@ -9,7 +9,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("devices.idle", &["max_memory_used", "max_utilization", "settle", "ignore_processes"]),
     ("devices.sim", &["gpus", "memory"]),
     ("history", &["keep_done", "keep_failed", "max_log"]),
-    ("api", &["listen", "token_file"]),
+    ("api", &["listen", "token_file", "max_upload"]),
     ("notify", &["events", "url", "secret_file", "command", "routes", "timeout", "retries"]),
     (
         "route",

@@ -31,7 +31,7 @@ pub use prober::{Ask, Prober};
 pub use verdict::{Verdict, verdict};
 
 /// A GPU's UUID (`GPU-…`, `MIG-…`, `SIM-…`), or `cpu`. Indexes change, this doesn't.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct DeviceId(pub String);
 
@@ -48,7 +48,7 @@ impl fmt::Display for DeviceId {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
     Gpu,
@@ -65,7 +65,7 @@ impl DeviceKind {
 }
 
 /// Which backend answers: what `status` calls the mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HostMode {
     Gpu,

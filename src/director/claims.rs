@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use super::{CLAIMS_PAUSE, Director};
+use crate::api::view::Listed;
 use crate::fault;
 use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Candidate, CandidateKey, Notice};
@@ -138,6 +139,9 @@ impl Director {
         if let Some(what) = notifier::What::of(&result, record.dir().to_string()) {
             self.notifier.tell(what);
         }
+        let folder = &record.folder;
+        let job = record.dir();
+        self.board.ended(|| Listed { folder: folder.clone(), ..Listed::ended(&result, job.as_str()) });
         self.to_ledger(ledger::Entry::Ended { record, result: Arc::new(result), dir })
     }
 

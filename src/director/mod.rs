@@ -488,6 +488,7 @@ impl Director {
             != (self.config.history.keep_done, self.config.history.keep_failed);
         info!(routes = new.routes.len(), "the changed configuration is in force");
         self.config = new;
+        self.board.configure(&self.config);
         self.state.rules = devices::resolved(&self.config.devices);
         self.state.set_routes(self.config.routes.clone());
         if kept {

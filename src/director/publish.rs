@@ -80,6 +80,7 @@ impl Director {
             held: self.held(),
             health: self.health.values().cloned().collect(),
             counters,
+            api: None,
         }
     }
 

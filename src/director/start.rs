@@ -155,6 +155,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         None => config::watch::Watcher::of_none(),
     };
     let board = api::Board::new(first_view(&root, first.mode));
+    board.configure(&config);
     let (ask, requests) = guest.asks.clone().unwrap_or_else(|| bounded(REQUESTS));
     let token = config.api.token_file.as_deref().map(token).transpose()?;
     let directories = api::directories::Directories::new(root.path(), Some(&config));
@@ -165,6 +166,8 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         ended: Arc::new(api::Indexed::new(directories.clone(), ledger.entries.clone())),
         listen: config.api.listen,
         token,
+        max_upload: config.api.max_upload.0,
+        patience: api::Patience::default(),
     })
     .map_err(io("open the interface (the socket in the root, and `listen` in [api] where that is set)"))?;
     let (events, reports) = bounded(REPORTS);
@@ -326,6 +329,7 @@ fn first_view(root: &Root, mode: HostMode) -> View {
             held: Vec::new(),
             health: Vec::new(),
             counters: Default::default(),
+            api: None,
         },
         live: Vec::new(),
     }

@@ -36,6 +36,12 @@ pub struct Wanted {
     /// The word of `list`.
     pub state: Option<String>,
     pub route: Option<String>,
+    /// Part of the name as it is shown; ASCII letters in either case.
+    pub name: Option<String>,
+    /// Ended at this time or later, or nobody knows when.
+    pub since: Option<Timestamp>,
+    /// Ended before this time.
+    pub until: Option<Timestamp>,
     /// Only jobs older than this one: the last of the page before.
     pub before: Option<JobId>,
     /// None: all.
@@ -97,8 +103,7 @@ impl Reader {
         const BYTES: usize = 4 << 20;
         let id = after.map(|mark| mark.id.to_string());
         let end = after.and_then(|mark| mark.finished_at).and_then(nanoseconds);
-        let far = |at: Timestamp| if at < Timestamp::UNIX_EPOCH { i64::MIN } else { i64::MAX };
-        let since = wanted.since.map(|at| nanoseconds(at).unwrap_or_else(|| far(at)));
+        let since = wanted.since.map(bound);
         // What has no known end comes first.
         let behind = if end.is_some() { "(finished_at, id) > (?, ?)" } else { "(finished_at IS NOT NULL OR id > ?)" };
         let filters: [(&str, &[Option<&dyn ToSql>]); 3] = [
@@ -146,10 +151,14 @@ impl Reader {
     pub fn each(&self, wanted: &Wanted, mut take: impl FnMut(Row)) -> Result<(), QueryError> {
         let before = wanted.before.map(|id| id.to_string());
         let limit = wanted.limit.map_or(-1, i64::from);
-        let filters: [(&str, Option<&dyn ToSql>); 3] = [
+        let (since, until) = (wanted.since.map(bound), wanted.until.map(bound));
+        let filters: [(&str, Option<&dyn ToSql>); 6] = [
             ("state = ?", wanted.state.as_ref().map(|it| it as &dyn ToSql)),
             ("route = ?", wanted.route.as_ref().map(|it| it as &dyn ToSql)),
             ("id < ?", before.as_ref().map(|it| it as &dyn ToSql)),
+            ("instr(lower(shown), lower(?)) > 0", wanted.name.as_ref().map(|it| it as &dyn ToSql)),
+            ("(finished_at IS NULL OR finished_at >= ?)", since.as_ref().map(|it| it as &dyn ToSql)),
+            ("finished_at < ?", until.as_ref().map(|it| it as &dyn ToSql)),
         ];
         let mut sql = format!("SELECT {COLUMNS} FROM jobs WHERE true");
         let mut values: Vec<&dyn ToSql> = Vec::new();
@@ -261,6 +270,12 @@ fn reported(row: &rusqlite::Row<'_>) -> rusqlite::Result<Reported> {
         result: row.get::<_, Option<String>>(6)?.and_then(|json| RawValue::from_string(json).ok()),
         counters: counters.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default(),
     })
+}
+
+/// A time that may lie further away than the ledger counts.
+fn bound(at: Timestamp) -> i64 {
+    let far = if at < Timestamp::UNIX_EPOCH { i64::MIN } else { i64::MAX };
+    nanoseconds(at).unwrap_or(far)
 }
 
 fn job_id(row: &rusqlite::Row<'_>) -> rusqlite::Result<JobId> {

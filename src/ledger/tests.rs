@@ -300,8 +300,12 @@ fn ten_thousand_rows_page_without_gaps_or_repeats() {
     ids.reverse();
     let reader = world.reader();
     let check = |route: Option<&str>, size: u32, ids: Vec<JobId>| {
-        let mut wanted =
-            Wanted { state: Some("done".to_owned()), route: route.map(str::to_owned), before: None, limit: Some(size) };
+        let mut wanted = Wanted {
+            state: Some("done".to_owned()),
+            route: route.map(str::to_owned),
+            limit: Some(size),
+            ..Wanted::default()
+        };
         let mut seen = Vec::new();
         loop {
             let page = reader.list(&wanted).expect("a page");

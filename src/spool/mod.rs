@@ -15,7 +15,7 @@ mod recover;
 mod retention;
 mod revive;
 mod shelves;
-mod space;
+pub(crate) mod space;
 mod spares;
 mod sync;
 pub mod tally;

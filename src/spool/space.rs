@@ -72,6 +72,12 @@ impl Level {
     }
 }
 
+/// How much may be written on this file system before claims have to wait.
+pub(crate) fn room(fs: &StatVfs) -> u64 {
+    let level = Level::of(fs);
+    level.free.saturating_sub(level.watermark())
+}
+
 impl Space {
     pub(super) fn new(root: impl std::os::fd::AsFd) -> Result<Space, Errno> {
         let state = record::open_dir(root, ".gamdok")?;
