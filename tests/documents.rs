@@ -46,23 +46,28 @@ fn what_the_annotated_configuration_offers_can_be_switched_on() {
         let key = line.strip_prefix('#').and_then(|line| line.split_once(" = ")).map(|(key, _)| key);
         key.is_some_and(|key| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
     };
-    let offered = text.lines().filter(|line| is_key(line)).count();
-    assert!(offered > 5, "{offered}");
-    for only in (0..offered).map(Some).chain([None]) {
-        let mut n = 0;
-        let switched: Vec<&str> = text
-            .lines()
-            .map(|line| {
-                let on = is_key(line) && {
-                    n += 1;
-                    only.is_none_or(|only| only + 1 == n)
-                };
-                if on { &line[1..] } else { line }
-            })
-            .collect();
+    // What can be switched on by itself: a key, or a table with all of its keys.
+    let (mut units, mut in_table): (Vec<Vec<usize>>, bool) = (Vec::new(), false);
+    for (at, line) in text.lines().enumerate() {
+        match line {
+            "" => in_table = false,
+            line if line.starts_with("#[[") => {
+                in_table = true;
+                units.push(vec![at]);
+            }
+            line if is_key(line) && in_table => units.last_mut().expect("the table's").push(at),
+            line if is_key(line) => units.push(vec![at]),
+            _ => {}
+        }
+    }
+    assert!(units.len() > 5, "{units:?}");
+    let all = units.concat();
+    for on in units.iter().chain([&all]) {
+        let switch = |(at, line)| if on.contains(&at) { &(line as &str)[1..] } else { line };
+        let switched: Vec<&str> = text.lines().enumerate().map(switch).collect();
         world.configure("", &switched.join("\n"));
         let output = world.gamdok(&["check"]);
-        assert!(output.status.success(), "{only:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{on:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 

@@ -69,6 +69,11 @@ pub trait Ended: Send + Sync {
 
     /// Every ended job that `text` could mean: see [`super::reference`]. At most [`FOUND`] of them.
     fn find(&self, text: &str) -> io::Result<Vec<Listed>>;
+
+    /// The past as the ledger tells it; none while it can't tell all.
+    fn history(&self) -> Option<crate::ledger::History> {
+        None
+    }
 }
 
 /// More candidates than this make a reference no clearer.

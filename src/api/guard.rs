@@ -18,7 +18,13 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn check(&self, method: &Method, headers: &HeaderMap) -> Result<(), (StatusCode, Refusal)> {
+    /// `secret`: whether what is asked for is for those who know the token.
+    pub(super) fn check(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        secret: bool,
+    ) -> Result<(), (StatusCode, Refusal)> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         // Two of them, and nobody knows which one others go by.
         if headers.get_all(HOST).iter().count() > 1 {
@@ -42,7 +48,7 @@ impl Guard {
         if crosses && !follows {
             return Err(forbidden("the request comes from another site", "only this server's own page may ask"));
         }
-        if let Some(token) = &self.token {
+        if let Some(token) = self.token.as_ref().filter(|_| secret) {
             let given = text(AUTHORIZATION).and_then(|value| {
                 let (scheme, given) = value.split_once(' ')?;
                 scheme.eq_ignore_ascii_case("bearer").then(|| given.trim())
@@ -106,7 +112,7 @@ mod tests {
             let name: axum::http::HeaderName = name.parse().expect("a name");
             headers.insert(name, value.parse().expect("a value"));
         }
-        let status = guard.check(&method, &headers).map_or_else(|(status, _)| status.as_u16(), |()| 200);
+        let status = guard.check(&method, &headers, true).map_or_else(|(status, _)| status.as_u16(), |()| 200);
         assert_eq!(status, expected, "{request}");
     }
 

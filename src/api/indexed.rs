@@ -56,6 +56,10 @@ impl Indexed {
 }
 
 impl Ended for Indexed {
+    fn history(&self) -> Option<ledger::History> {
+        self.reader().and_then(|reader| ledger::History::of(reader).ok())
+    }
+
     fn list(&self, query: &Query) -> io::Result<Vec<Listed>> {
         match self.reader().map(|reader| Indexed::rows(&reader, query)) {
             // The ledger lags behind what is removed.

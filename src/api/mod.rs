@@ -20,6 +20,7 @@ mod incoming;
 pub mod indexed;
 mod journal;
 mod mask;
+mod page;
 mod patient;
 mod pipe;
 pub mod reference;

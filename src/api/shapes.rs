@@ -21,6 +21,73 @@ pub struct Page {
     pub next: Option<String>,
 }
 
+/// Attempts, newest first.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Attempts {
+    pub attempts: Vec<AttemptView>,
+    /// There are older ones within the time.
+    pub more: bool,
+    /// False while the ledger can't tell.
+    pub whole: bool,
+}
+
+/// One try at one job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AttemptView {
+    pub id: String,
+    pub job: String,
+    pub name: String,
+    pub route: Option<String>,
+    pub n: u32,
+    pub devices: Vec<String>,
+    pub arrived_at: Option<Timestamp>,
+    pub started_at: Option<Timestamp>,
+    pub ended_at: Option<Timestamp>,
+    /// running, done, failed, cancelled, or cut: ended by the director's own end.
+    pub outcome: String,
+    pub reason: Option<String>,
+}
+
+impl From<crate::ledger::Try> for AttemptView {
+    fn from(it: crate::ledger::Try) -> AttemptView {
+        let crate::ledger::Try { id, job, name, route, attempt: n, devices, .. } = it;
+        let (arrived_at, started_at, ended_at) = (it.arrived_at, it.started_at, it.ended_at);
+        AttemptView {
+            id,
+            job,
+            name,
+            route,
+            n,
+            devices,
+            arrived_at,
+            started_at,
+            ended_at,
+            outcome: it.outcome,
+            reason: it.reason,
+        }
+    }
+}
+
+/// What ended in equal parts of a time.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Trend {
+    pub buckets: Vec<TrendBucket>,
+    /// False while the ledger can't tell.
+    pub whole: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TrendBucket {
+    /// When it begins.
+    pub at: Timestamp,
+    pub done: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    /// Seconds from the arrival to the first start that half of them waited at most; null where nothing started.
+    pub waited_p50_s: Option<f64>,
+    pub waited_p95_s: Option<f64>,
+}
+
 /// Items of one route that wait for the same reason.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WaitingView {

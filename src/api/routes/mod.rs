@@ -7,6 +7,7 @@ mod control;
 mod events;
 mod items;
 mod logs;
+mod past;
 mod state;
 mod upload;
 
@@ -32,7 +33,7 @@ use super::ended::Ended;
 use super::feed::Feed;
 use super::guard::Guard;
 use super::tally::Tally;
-use super::{Board, Patience, Request};
+use super::{Board, Patience, Request, page};
 use answer::Refused;
 
 /// What the handlers share.
@@ -79,6 +80,8 @@ pub(super) fn described() -> (Router<Arc<Shared>>, utoipa::openapi::OpenApi) {
         .routes(routes!(items::list, upload::put, upload::post))
         .routes(routes!(items::show))
         .routes(routes!(logs::log))
+        .routes(routes!(past::attempts))
+        .routes(routes!(past::trend))
         .routes(routes!(control::pause))
         .routes(routes!(control::resume))
         .routes(routes!(control::drain))
@@ -98,6 +101,7 @@ pub(super) fn router(shared: Arc<Shared>, guard: Option<Guard>) -> Router {
     let json = [(axum::http::header::CONTENT_TYPE, "application/json")];
     let tally = shared.tally.clone();
     let router = router
+        .merge(page::routes())
         .route("/v1/openapi.json", get(async move || (json, description.to_string())))
         .fallback(async || Refused::new(404, "no-such-path", "there is nothing at this path", "see /v1/openapi.json"))
         .method_not_allowed_fallback(async || {
@@ -113,7 +117,7 @@ pub(super) fn router(shared: Arc<Shared>, guard: Option<Guard>) -> Router {
     match guard {
         None => router,
         Some(guard) => router.layer(middleware::from_fn(move |request: HttpRequest, next: Next| {
-            let verdict = guard.check(request.method(), request.headers());
+            let verdict = guard.check(request.method(), request.headers(), !page::has(request.uri().path()));
             let tally = tally.clone();
             async move {
                 match verdict {
