@@ -60,6 +60,8 @@ pub mod devices;
 #[doc(hidden)]
 pub mod director;
 #[doc(hidden)]
+pub mod estimate;
+#[doc(hidden)]
 pub mod fault;
 #[doc(hidden)]
 pub mod health;

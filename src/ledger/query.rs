@@ -49,7 +49,7 @@ pub struct Reader {
 }
 
 const COLUMNS: &str = "id, job, place, name, folder, route, state, attempts, devices, arrived_at, claimed_at, \
-                       finished_at, reason, message";
+                       finished_at, reason, message, gpu_memory";
 
 impl Reader {
     pub fn open(file: &Path) -> Result<Reader, QueryError> {
@@ -286,6 +286,7 @@ fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         finished_at: time(row.get(11)?),
         reason: row.get(12)?,
         message: row.get(13)?,
+        gpu_memory: row.get::<_, Option<i64>>(14)?.map(i64::unsigned_abs),
     })
 }
 
