@@ -83,6 +83,8 @@ pub mod plan;
 #[doc(hidden)]
 pub mod proc;
 #[doc(hidden)]
+pub mod report;
+#[doc(hidden)]
 pub mod root;
 #[doc(hidden)]
 pub mod spool;
@@ -90,6 +92,8 @@ pub mod spool;
 pub mod state;
 #[doc(hidden)]
 pub mod sys;
+#[doc(hidden)]
+pub mod trace;
 #[doc(hidden)]
 pub mod units;
 #[doc(hidden)]

@@ -192,9 +192,9 @@ mod tests {
         b.wav  running  transcribe    1  30s
         "#);
         insta::assert_snapshot!(render(&guessed), @r#"
-        NAME           STATE    ROUTE       TRY  AGO  ENDS IN
-        b.wav          running  transcribe    1  30s  3m..1h
-        low/감독.wav   ready                     2d
+        NAME          STATE    ROUTE       TRY  AGO  ENDS IN
+        b.wav         running  transcribe    1  30s  3m..1h
+        low/감독.wav  ready                     2d
         "#);
         insta::assert_snapshot!(render(&twice), @r#"
         NAME   STATE    ROUTE       TRY  AGO  ID

@@ -4,13 +4,16 @@
 //! Invariants: nobody waits for it (entries that find no room are counted and mended later from the directories); a row
 //! speaks of a directory that was there when it was written; a reader never blocks the writer.
 
+mod charts;
 mod counted;
+mod history;
 mod paces;
 mod query;
 mod rebuild;
 mod row;
 mod samples;
 mod schema;
+mod stats;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -27,11 +30,14 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use crate::health::Check;
 use crate::item::{JobRecord, ResultRecord};
 
+pub use charts::{Bucket, Seen};
 pub use counted::{Counted, Sums};
+pub use history::{Claim, Direction, Filter, History, HistoryError, OUTCOMES, Try};
 pub use paces::Pace;
 pub use query::{QueryError, Reader, ReportedPage, Wanted};
 pub use row::Row;
 pub use samples::{Batch as Samples, Sample, Sampled};
+pub use stats::{OfDevice, OfRoute, Outcomes, Spread, Stats, Window};
 
 /// What the director tells the ledger. The queue is bounded; when it is full the entry is dropped, health says so, and
 /// the next reconciliation mends it.

@@ -14,7 +14,7 @@ pub struct Pace {
 /// Only so many attempts are looked at, whatever became of them.
 const LATEST: i64 = 20_000;
 
-/// The latest that were done, newest first.
+/// The latest that were done, in any order.
 pub(super) fn of(connection: &Connection) -> rusqlite::Result<Vec<Pace>> {
     let mut query = connection.prepare(
         "SELECT jobs.route, late.started_at, late.ended_at FROM (

@@ -67,6 +67,14 @@ impl Reader {
         Ok(Reader { connection })
     }
 
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    pub(super) fn into_connection(self) -> Connection {
+        self.connection
+    }
+
     /// Whether every directory was read since the file was made. When not, a job that isn't found may still exist.
     pub fn is_complete(&self) -> Result<bool, QueryError> {
         Ok(schema::meta(&self.connection, "complete")?.as_deref() == Some("1"))
@@ -290,11 +298,11 @@ fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
     })
 }
 
-fn words(list: String) -> Vec<String> {
+pub(super) fn words(list: String) -> Vec<String> {
     serde_json::from_str(&list).unwrap_or_default()
 }
 
-fn time(nanoseconds: Option<i64>) -> Option<Timestamp> {
+pub(super) fn time(nanoseconds: Option<i64>) -> Option<Timestamp> {
     Timestamp::from_nanosecond(nanoseconds?.into()).ok()
 }
 

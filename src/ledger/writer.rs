@@ -30,7 +30,7 @@ const GROUP: usize = 16_384;
 /// from the directories, so they are kept as long as that goes.
 const UNSAVED: usize = 50_000;
 /// After a failure of the disk.
-const RETRY: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 
 pub(super) struct Writer {
     setup: Setup,
