@@ -60,6 +60,8 @@ pub mod devices;
 #[doc(hidden)]
 pub mod director;
 #[doc(hidden)]
+pub mod estimate;
+#[doc(hidden)]
 pub mod fault;
 #[doc(hidden)]
 pub mod health;
@@ -81,6 +83,8 @@ pub mod plan;
 #[doc(hidden)]
 pub mod proc;
 #[doc(hidden)]
+pub mod report;
+#[doc(hidden)]
 pub mod root;
 #[doc(hidden)]
 pub mod spool;
@@ -89,6 +93,8 @@ pub mod state;
 mod symptoms;
 #[doc(hidden)]
 pub mod sys;
+#[doc(hidden)]
+pub mod trace;
 #[doc(hidden)]
 pub mod units;
 #[doc(hidden)]

@@ -155,6 +155,9 @@ pub struct RunningView {
     pub pid: Option<i32>,
     pub started_at: Option<Timestamp>,
     pub progress: Option<ProgressView>,
+    /// When it is thought to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
 }
 
 /// A resident worker.
@@ -205,6 +208,25 @@ pub struct Listed {
     pub folder: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name_b64: Option<String>,
+    /// When it is thought to start and to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
+}
+
+/// From the running times of its route; what isn't known is absent. See [`crate::estimate`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// Of what waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Span>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Span {
+    pub from: Timestamp,
+    pub to: Timestamp,
 }
 
 impl Listed {
@@ -223,6 +245,7 @@ impl Listed {
             reason: None,
             folder: String::new(),
             name_b64: None,
+            estimate: None,
         }
     }
 
@@ -242,6 +265,7 @@ impl Listed {
             reason,
             folder: record.folder.clone(),
             name_b64: Some(record.name_b64.clone()),
+            estimate: None,
         }
     }
 
@@ -261,6 +285,7 @@ impl Listed {
             reason: result.reason.map(|reason| reason.to_string()).or_else(|| result.message.clone()),
             folder: String::new(),
             name_b64: Some(result.name_b64.clone()),
+            estimate: None,
         }
     }
 }

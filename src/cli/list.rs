@@ -1,6 +1,7 @@
 //! `gamdok list`: items and jobs, one a row; what hasn't ended first, then the newest that has.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
@@ -12,7 +13,7 @@ use super::table::{Column, Table};
 use super::trouble::{Trouble, exit};
 use super::{Global, output};
 use crate::api::ended::Query;
-use crate::api::view::Listed;
+use crate::api::view::{Listed, Span};
 
 /// More rows than this are for programs.
 const FOR_PEOPLE: usize = 100;
@@ -68,6 +69,7 @@ pub(super) fn render(rows: &[Listed], now: Timestamp, width: usize) -> String {
         Column::name("ROUTE", 6),
         Column::number("TRY"),
         Column::fixed("AGO"),
+        Column::fixed("ENDS IN"),
         Column::text("REASON", 8),
         Column::fixed("ID"),
     ]);
@@ -82,6 +84,7 @@ pub(super) fn render(rows: &[Listed], now: Timestamp, width: usize) -> String {
             row.route.clone().unwrap_or_default(),
             if row.attempts > 0 { row.attempts.to_string() } else { String::new() },
             largest(output::ago(now, row.finished_at.or(row.arrived_at))),
+            row.estimate.and_then(|it| it.end).map(|end| ahead(now, end)).unwrap_or_default(),
             row.reason.clone().unwrap_or_default(),
             row.id.as_ref().filter(|_| needs_id(row)).map(|id| ids.short(id).to_owned()).unwrap_or_default(),
         ]);
@@ -118,6 +121,13 @@ fn shared(rows: &[Listed]) -> HashSet<&str> {
     rows.iter().map(|row| row.name.as_str()).filter(|name| !seen.insert(*name)).collect()
 }
 
+/// `3m..8m`: a range from now on, in the larger unit.
+fn ahead(now: Timestamp, span: Span) -> String {
+    let until = |at: Timestamp| largest(output::span(Duration::try_from(at - now).unwrap_or_default()));
+    let (from, to) = (until(span.from), until(span.to));
+    if from == to { from } else { format!("{from}..{to}") }
+}
+
 /// The first of the two units: a row has little room.
 pub(super) fn largest(span: String) -> String {
     span.split(' ').next().unwrap_or_default().to_owned()
@@ -126,6 +136,7 @@ pub(super) fn largest(span: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::view::Estimate;
 
     fn row(state: &str, name: &str) -> Listed {
         Listed { state: state.to_owned(), name: name.to_owned(), ..Listed::empty() }
@@ -152,6 +163,14 @@ mod tests {
             },
             Listed { arrived_at: at("2026-11-20T12:00:00Z"), folder: "low".to_owned(), ..row("ready", "감독.wav") },
         ];
+        let estimate = Estimate {
+            start: None,
+            end: Some(Span {
+                from: "2026-11-22T12:03:20Z".parse().expect("a time"),
+                to: "2026-11-22T13:10:00Z".parse().expect("a time"),
+            }),
+        };
+        let guessed = [Listed { estimate: Some(estimate), ..rows[1].clone() }, rows[2].clone()];
         let again = Listed { id: Some("01CRZ3NDEKTSV4RRFFQ69G5FAV".to_owned()), ..row("done", "b.wav") };
         let short = Listed { name: "a.wav".to_owned(), ..rows[0].clone() };
         let [plain, twice] = [vec![short, rows[1].clone()], vec![rows[1].clone(), again]];
@@ -171,6 +190,11 @@ mod tests {
         NAME   STATE    ROUTE       TRY  AGO  REASON
         a.wav  failed   transcribe    3  2h   exit: it ended with code 7 after it wrote…
         b.wav  running  transcribe    1  30s
+        "#);
+        insta::assert_snapshot!(render(&guessed), @r#"
+        NAME          STATE    ROUTE       TRY  AGO  ENDS IN
+        b.wav         running  transcribe    1  30s  3m..1h
+        low/감독.wav  ready                     2d
         "#);
         insta::assert_snapshot!(render(&twice), @r#"
         NAME   STATE    ROUTE       TRY  AGO  ID

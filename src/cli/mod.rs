@@ -5,24 +5,30 @@ mod cancel;
 mod check;
 mod completions;
 mod control;
+mod csv;
 mod doctor;
 mod flat;
+mod fresh;
 mod gpus;
+mod history;
 mod init;
 mod list;
 mod logs;
 mod map;
 mod output;
+mod report;
 mod results;
 mod retry;
 mod run;
 mod screen;
 mod show;
 mod source;
+mod stats;
 mod status;
 mod table;
 mod trouble;
 mod wait;
+mod window;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -92,6 +98,12 @@ enum Command {
     Logs(logs::Logs),
     /// Show what the workers reported of all items that ended, as one table
     Results(results::Results),
+    /// Show attempts that were, the newest first; or write a trace of them
+    History(history::History),
+    /// Show how long items waited and ran, how they failed and what they used, by route and by device
+    Stats(stats::Stats),
+    /// Write one page with the plots of all that was
+    Report(report::Report),
     /// Give ended jobs another try
     Retry(retry::Retry),
     /// End jobs, or refuse items that still wait
@@ -144,6 +156,9 @@ impl Command {
             Command::Show(it) => it.run(global),
             Command::Logs(it) => it.run(global),
             Command::Results(it) => it.run(global),
+            Command::History(it) => it.run(global),
+            Command::Stats(it) => it.run(global),
+            Command::Report(it) => it.run(global),
             Command::Retry(it) => it.run(global),
             Command::Cancel(it) => it.run(global),
             Command::Pause(it) => it.run(global, "pause", "paused: nothing new starts until `gamdok resume`"),

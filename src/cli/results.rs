@@ -3,18 +3,18 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use unicode_width::UnicodeWidthStr as _;
 
+use super::csv::Lines;
 use super::flat::{Cell, Columns, FIXED, words};
 use super::list::largest;
 use super::source::Source;
 use super::table::{cut_end, cut_middle};
 use super::trouble::{Trouble, exit};
+use super::window::{When, when};
 use super::{Global, output};
 use crate::api::results::{Reported, Results as Kept, Wanted};
 use crate::logging::plain;
@@ -25,39 +25,11 @@ pub(super) struct Results {
     #[arg(long, value_name = "ROUTE")]
     route: Option<String>,
     /// Only of items that ended since then: `2h`, `7d`, or a date or a time (UTC) as 2026-11-22 or 2026-11-22T10:00
-    #[arg(long, value_name = "DUR|DATE", value_parser = since)]
-    since: Option<Since>,
+    #[arg(long, value_name = "DUR|DATE", value_parser = when)]
+    since: Option<When>,
     /// As comma-separated values (RFC 4180), for spreadsheets
     #[arg(long)]
     csv: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Since {
-    Ago(Duration),
-    At(Timestamp),
-}
-
-fn since(text: &str) -> Result<Since, String> {
-    if let Ok(at) = text.parse() {
-        return Ok(Since::At(at));
-    }
-    if let Ok(at) = text.parse::<jiff::civil::DateTime>() {
-        return at.to_zoned(TimeZone::UTC).map(|at| Since::At(at.timestamp())).map_err(|error| error.to_string());
-    }
-    humantime::parse_duration(text)
-        .map(Since::Ago)
-        .map_err(|_| "expected a span (`2h`, `7d`), a date (`2026-11-22`) or a time (`2026-11-22T10:00Z`)".to_owned())
-}
-
-impl Since {
-    fn moment(self, now: Timestamp) -> Timestamp {
-        match self {
-            Since::At(at) => at,
-            // Longer ago than there was time: all.
-            Since::Ago(span) => now.checked_sub(span).unwrap_or(Timestamp::MIN),
-        }
-    }
 }
 
 impl Results {
@@ -96,7 +68,7 @@ fn csv(kept: &Kept, mut wanted: Wanted) -> Result<(), Trouble> {
     let mut columns = Columns::default();
     look(kept, &mut wanted, |row| columns.note(row))?;
     let on_terminal = output::is_terminal();
-    let mut to = CsvLines::new(io::stdout().lock(), on_terminal);
+    let mut to = Lines::new(io::stdout().lock(), on_terminal);
     to.line(columns.heads().iter().map(|head| words(head)))?;
     if wanted.until.is_some() {
         kept.each(&wanted, |row| match columns.cells(&row) {
@@ -105,39 +77,6 @@ fn csv(kept: &Kept, mut wanted: Wanted) -> Result<(), Trouble> {
         })?;
     }
     Ok(to.finish()?)
-}
-
-/// Lines of RFC 4180. A terminal is shown nothing that it would obey.
-struct CsvLines<W: io::Write> {
-    writer: csv::Writer<W>,
-    on_terminal: bool,
-}
-
-impl<W: io::Write> CsvLines<W> {
-    fn new(to: W, on_terminal: bool) -> CsvLines<W> {
-        let writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(to);
-        CsvLines { writer, on_terminal }
-    }
-
-    fn line<'a>(&mut self, cells: impl Iterator<Item = Cow<'a, str>>) -> io::Result<()> {
-        for cell in cells {
-            let shown = if self.on_terminal { plain(&cell) } else { cell };
-            self.writer.write_field(shown.as_bytes()).map_err(io_error)?;
-        }
-        self.writer.write_record(None::<&[u8]>).map_err(io_error)
-    }
-
-    fn finish(mut self) -> io::Result<()> {
-        self.writer.flush()
-    }
-}
-
-/// A reader that left must be known as one.
-fn io_error(error: csv::Error) -> io::Error {
-    match error.into_kind() {
-        csv::ErrorKind::Io(error) => error,
-        other => io::Error::other(format!("{other:?}")),
-    }
 }
 
 fn table(kept: &Kept, mut wanted: Wanted, now: Timestamp) -> Result<(), Trouble> {
@@ -405,7 +344,7 @@ mod tests {
             let rows: Vec<Reported> = results.iter().map(|result| row(1, "=1", result)).collect();
             let columns = columns(&rows);
             let mut written = Vec::new();
-            let mut to = CsvLines::new(&mut written, on_terminal);
+            let mut to = Lines::new(&mut written, on_terminal);
             to.line(columns.heads().iter().map(|head| words(head))).expect("written");
             for row in &rows {
                 let cells = columns.cells(row).expect("cells");
@@ -424,25 +363,5 @@ mod tests {
             &format!("{head},\"a,b\",'=k,e\r\n{row},\"x\"\"y\",\"two\r\nlines\",\r\n"),
         );
         check(&[r#""\u001b[2J""#], true, &format!("{head},result\r\n{row},\\u{{1b}}[2J\r\n"));
-    }
-
-    #[test]
-    fn since_is_a_span_or_a_moment() {
-        let check = |text: &str, expected: Result<&str, &str>| {
-            let now: Timestamp = "2026-11-22T12:00:00Z".parse().expect("a time");
-            let found = since(text).map(|since| since.moment(now).to_string());
-            match expected {
-                Ok(at) => assert_eq!(found.as_deref(), Ok(at), "{text}"),
-                Err(words) => assert!(found.is_err_and(|error| error.contains(words)), "{text}"),
-            }
-        };
-        check("2h", Ok("2026-11-22T10:00:00Z"));
-        check("1d 30m", Ok("2026-11-21T11:30:00Z"));
-        check("2026-11-20", Ok("2026-11-20T00:00:00Z"));
-        check("2026-11-20T08:30", Ok("2026-11-20T08:30:00Z"));
-        check("2026-11-20T08:30:00+09:00", Ok("2026-11-19T23:30:00Z"));
-        check("9999999999y", Ok("-009999-01-02T01:59:59Z"));
-        check("yesterday", Err("expected a span"));
-        check("", Err("expected a span"));
     }
 }

@@ -9,7 +9,7 @@ use super::source::{self, Source};
 use super::table::{Column, Table, wrap};
 use super::trouble::{Trouble, exit};
 use super::{Global, output};
-use crate::api::view::Shown;
+use crate::api::view::{Shown, Span};
 use crate::item::Attempt;
 use crate::logging::plain;
 
@@ -57,6 +57,10 @@ fn render(shown: &Shown, width: usize) -> String {
     line("route", row.route.as_deref());
     line("devices", Some(&row.devices.join(", ")));
     line("arrived", row.arrived_at.map(|at| format!("{at:.0}")).as_deref());
+    for (what, span) in [("starts", row.estimate.and_then(|it| it.start)), ("ends", row.estimate.and_then(|it| it.end))]
+    {
+        line(what, span.map(|Span { from, to }| format!("{from:.0} to {to:.0} (estimated)")).as_deref());
+    }
     line("finished", row.finished_at.map(|at| format!("{at:.0}")).as_deref());
     line("dir", shown.paths.dir.as_deref());
     line("item", shown.paths.item.as_deref());

@@ -15,7 +15,7 @@ use crate::api::unlisted;
 use crate::api::view::{Counts, Listed, Shown, Status};
 use crate::config::Config;
 use crate::item::{Counters, escape};
-use crate::ledger::{self, Reader};
+use crate::ledger::{self, History, Reader};
 
 use super::Global;
 use super::trouble::Trouble;
@@ -67,12 +67,24 @@ impl Source {
 
     /// What was reported of the items that ended.
     pub(super) fn results(&self) -> Result<Results, Trouble> {
+        self.catch_up()?;
+        Ok(Results::open(self.directories.clone(), self.client.is_some()))
+    }
+
+    /// All that was, for those who look back.
+    pub(super) fn past(&self) -> Result<History, Trouble> {
+        self.catch_up()?;
+        Ok(History::open(self.directories.root(), self.client.is_some())?)
+    }
+
+    /// Has the director's ledger brought up to date.
+    fn catch_up(&self) -> Result<(), Trouble> {
         if let Some(client) = &self.client {
             // An answer about ended jobs comes once the ledger has all that the director told it.
             let ended = Query { states: vec!["done".to_owned()], limit: Some(1), ..Query::default() };
             let _page: Page = client.get(&path_of(&ended))?;
         }
-        Ok(Results::open(self.directories.clone(), self.client.is_some()))
+        Ok(())
     }
 
     /// The rows that `query` wants, in pages; without a limit every one of them.

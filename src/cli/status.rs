@@ -244,6 +244,7 @@ mod tests {
                 pid: Some(31337),
                 started_at: Some(at("2026-11-22T11:00:00Z")),
                 progress: Some(ProgressView { fraction: Some(0.425), message: Some("layer 3\u{1b}[2J".to_owned()) }),
+                estimate: None,
             }],
             residents: Vec::new(),
             held: vec![HeldView {

@@ -135,6 +135,7 @@ impl Director {
                 warn!(job = %record.dir(), reason, why, attempts = result.attempts.len(), "{}", result.outcome.as_str())
             }
         }
+        self.note_pace(&result);
         self.guest.news.ended(&result, &dir);
         if let Some(what) = notifier::What::of(&result, record.dir().to_string()) {
             self.notifier.tell(what);

@@ -6,11 +6,13 @@ mod attempts;
 mod claims;
 mod counting;
 mod energy;
+mod estimates;
 mod news;
 mod notices;
 mod publish;
 mod requests;
 mod residents;
+mod samples;
 mod slots;
 mod start;
 
@@ -161,6 +163,8 @@ struct Director {
     signals: u32,
     summary: Summary,
     counting: counting::Counting,
+    estimates: estimates::Estimates,
+    sampler: samples::Sampler,
     dirty: bool,
     published_at: Moment,
     number: u64,
@@ -436,6 +440,7 @@ impl Director {
         self.meet_others();
         self.note_peaks();
         self.note_energy();
+        self.note_samples();
         self.judge_failed();
         if self.snapshot.is_released() {
             self.answer_releases();

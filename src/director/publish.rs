@@ -7,7 +7,7 @@ use crate::api::view::{
 use crate::inbox::{CandidateKey, ItemInfo};
 use crate::item::{Counters, Stage};
 use crate::plan;
-use crate::state::{Job, Phase, Resident, ResidentId, Warmth};
+use crate::state::{Job, Phase, Progress, Resident, ResidentId, Warmth};
 use crate::units::Moment;
 
 /// More live rows than this aren't published: a reader of so many asks the ledger.
@@ -32,6 +32,7 @@ impl Director {
 
     pub(super) fn publish(&mut self) {
         self.dirty = false;
+        self.estimate();
         self.published_at = self.state.now;
         self.number += 1;
         let counters = self.counters();
@@ -75,7 +76,12 @@ impl Director {
                 ignored: self.counts.ignored,
             },
             devices: self.snapshot.devices.iter().map(|it| DeviceView::new(&self.state, it, &self.snapshot)).collect(),
-            running: self.state.jobs().filter(|job| !job.stage.leased().is_empty()).map(running_view).collect(),
+            running: self
+                .state
+                .jobs()
+                .filter(|job| !job.stage.leased().is_empty())
+                .map(|job| self.running_view(job))
+                .collect(),
             residents: self.state.residents().map(|(id, it)| self.resident_view(id, it)).collect(),
             held: self.held(),
             health: self.health.values().cloned().collect(),
@@ -137,7 +143,7 @@ impl Director {
             for candidate in line {
                 let reason = plan::why_offer_waits(&self.state, &self.snapshot, candidate);
                 let row = inbox_row("ready", &candidate.key, Some(candidate.arrived_at), Some(route.name.clone()));
-                rows.push(Listed { reason: Some(reason), ..row });
+                rows.push(Listed { reason: Some(reason), estimate: self.estimates.offer(&candidate.key), ..row });
             }
         }
         let info =
@@ -171,22 +177,25 @@ impl Director {
             reason,
             folder: record.folder.clone(),
             name_b64: Some(record.name_b64.clone()),
+            estimate: self.estimates.job(record.id),
         }
     }
-}
 
-fn running_view(job: &Job) -> RunningView {
-    let last = job.record.attempts.last();
-    RunningView {
-        id: job.record.id.to_string(),
-        job: job.record.dir().to_string(),
-        name: job.record.name.clone(),
-        route: job.record.route.name.clone(),
-        devices: job.devices().into_iter().map(|id| id.0).collect(),
-        attempt: last.map_or(0, |attempt| attempt.n),
-        pid: job.pid,
-        started_at: last.and_then(|attempt| attempt.started_at),
-        progress: job.progress.as_ref().map(|it| ProgressView { fraction: it.fraction, message: it.message.clone() }),
+    fn running_view(&self, job: &Job) -> RunningView {
+        let last = job.record.attempts.last();
+        let progress = |it: &Progress| ProgressView { fraction: it.fraction, message: it.message.clone() };
+        RunningView {
+            id: job.record.id.to_string(),
+            job: job.record.dir().to_string(),
+            name: job.record.name.clone(),
+            route: job.record.route.name.clone(),
+            devices: job.devices().into_iter().map(|id| id.0).collect(),
+            attempt: last.map_or(0, |attempt| attempt.n),
+            pid: job.pid,
+            started_at: last.and_then(|attempt| attempt.started_at),
+            progress: job.progress.as_ref().map(progress),
+            estimate: self.estimates.job(job.record.id),
+        }
     }
 }
 
@@ -209,5 +218,6 @@ fn inbox_row(
         reason: None,
         folder: key.folder.clone(),
         name_b64: Some(key.name.base64()),
+        estimate: None,
     }
 }

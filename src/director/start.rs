@@ -202,6 +202,8 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         signals: 0,
         summary: Summary::default(),
         counting: Default::default(),
+        estimates: Default::default(),
+        sampler: Default::default(),
         dirty: true,
         published_at: Moment::default(),
         number: 0,
@@ -273,6 +275,7 @@ impl Director {
         }
         drop(server);
         self.tell_of_rest();
+        self.hand_over_samples();
         self.ledger.stop();
         self.notifier.stop();
         self.summary.held = self.counts.held_total;

@@ -1,14 +1,19 @@
 //! The ledger: an SQLite index of jobs and attempts, one writer thread, grouped commits. Never the truth: delete it and
-//! the next start rebuilds what the directories tell.
+//! the next start rebuilds what the directories tell. Beside them it keeps samples of the devices, which they don't tell.
 //!
 //! Invariants: nobody waits for it (entries that find no room are counted and mended later from the directories); a row
 //! speaks of a directory that was there when it was written; a reader never blocks the writer.
 
+mod charts;
 mod counted;
+mod history;
+mod paces;
 mod query;
 mod rebuild;
 mod row;
+mod samples;
 mod schema;
+mod stats;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -25,9 +30,14 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use crate::health::Check;
 use crate::item::{JobRecord, ResultRecord};
 
+pub use charts::{Bucket, Seen};
 pub use counted::{Counted, Sums};
+pub use history::{Claim, Direction, Filter, History, HistoryError, OUTCOMES, Try};
+pub use paces::Pace;
 pub use query::{QueryError, Reader, ReportedPage, Wanted};
 pub use row::Row;
+pub use samples::{Batch as Samples, Sample, Sampled};
+pub use stats::{OfDevice, OfRoute, Outcomes, Spread, Stats, Window};
 
 /// What the director tells the ledger. The queue is bounded; when it is full the entry is dropped, health says so, and
 /// the next reconciliation mends it.
@@ -47,6 +57,8 @@ pub enum Entry {
         result: Arc<ResultRecord>,
         dir: PathBuf,
     },
+    /// What the devices were seen to do.
+    Sampled(Samples),
     /// The directories were changed by others: look again.
     Reconcile,
     Stop,
@@ -88,6 +100,8 @@ pub struct Ledger {
     pub counted: Counted,
     /// They have changed by what the directories told, not by an entry.
     pub recounted: Receiver<()>,
+    /// How long items took, as the file tells at the start and after it was mended.
+    pub paces: Receiver<Vec<Pace>>,
     thread: JoinHandle<()>,
 }
 
@@ -161,8 +175,10 @@ pub fn start(setup: Setup) -> std::io::Result<Ledger> {
         in_hand: counted::InHand::default(),
     };
     let counted = Counted::default();
-    let tell = writer::Tell { health: tell, counted: counted.clone(), recounted: tell_recounted };
+    // Told at the start, and after a rebuild.
+    let (tell_paces, paces) = bounded(2);
+    let tell = writer::Tell { health: tell, counted: counted.clone(), recounted: tell_recounted, paces: tell_paces };
     let writer = writer::Writer::new(setup, waiting, ordered, &entries, tell);
     let thread = std::thread::Builder::new().name("ledger".to_owned()).spawn(move || writer.run())?;
-    Ok(Ledger { entries, health, counted, recounted, thread })
+    Ok(Ledger { entries, health, counted, recounted, paces, thread })
 }

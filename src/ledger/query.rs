@@ -55,7 +55,7 @@ pub struct Reader {
 }
 
 const COLUMNS: &str = "id, job, place, name, folder, route, state, attempts, devices, arrived_at, claimed_at, \
-                       finished_at, reason, message";
+                       finished_at, reason, message, gpu_memory";
 
 impl Reader {
     pub fn open(file: &Path) -> Result<Reader, QueryError> {
@@ -71,6 +71,14 @@ impl Reader {
             return Err(QueryError::OtherVersion(file.to_owned()));
         }
         Ok(Reader { connection })
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    pub(super) fn into_connection(self) -> Connection {
+        self.connection
     }
 
     /// Whether every directory was read since the file was made. When not, a job that isn't found may still exist.
@@ -301,14 +309,15 @@ fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         finished_at: time(row.get(11)?),
         reason: row.get(12)?,
         message: row.get(13)?,
+        gpu_memory: row.get::<_, Option<i64>>(14)?.map(i64::unsigned_abs),
     })
 }
 
-fn words(list: String) -> Vec<String> {
+pub(super) fn words(list: String) -> Vec<String> {
     serde_json::from_str(&list).unwrap_or_default()
 }
 
-fn time(nanoseconds: Option<i64>) -> Option<Timestamp> {
+pub(super) fn time(nanoseconds: Option<i64>) -> Option<Timestamp> {
     Timestamp::from_nanosecond(nanoseconds?.into()).ok()
 }
 

@@ -37,6 +37,8 @@ pub struct Row {
     pub finished_at: Option<Timestamp>,
     pub reason: Option<String>,
     pub message: Option<String>,
+    /// What its route declares for each GPU, in bytes.
+    pub gpu_memory: Option<u64>,
 }
 
 /// All that the ledger keeps of one job.
@@ -72,6 +74,7 @@ impl Row {
             reason: self.reason.clone(),
             folder: self.folder.clone(),
             name_b64: Some(self.name.base64()),
+            estimate: None,
         }
     }
 }
@@ -127,6 +130,7 @@ impl Account {
             finished_at: None,
             reason: None,
             message: None,
+            gpu_memory: brief.route.gpu_memory,
             job,
             place,
         };
@@ -190,6 +194,8 @@ struct Brief {
 struct BriefRoute {
     #[serde(default)]
     name: String,
+    #[serde(default)]
+    gpu_memory: Option<u64>,
 }
 
 impl Brief {
@@ -198,7 +204,10 @@ impl Brief {
             name: record.name.clone(),
             name_b64: record.name_b64.clone(),
             folder: record.folder.clone(),
-            route: BriefRoute { name: record.route.name.clone() },
+            route: BriefRoute {
+                name: record.route.name.clone(),
+                gpu_memory: record.route.gpu_memory.map(|bytes| bytes.0),
+            },
             arrived_at: record.arrived_at,
             claimed_at: Some(record.claimed_at),
             attempts: record.attempts.clone(),

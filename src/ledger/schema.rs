@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 
+use super::samples;
 use crate::item::Counters;
 
-/// Another number means another schema: the file is made anew.
-pub(super) const VERSION: &str = "2";
+/// Another number means another schema: all but the samples is made anew.
+pub(super) const VERSION: &str = "3";
 
 const SCHEMA: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -33,7 +34,9 @@ const SCHEMA: &str = "
         claimed_at INTEGER,
         finished_at INTEGER,
         reason TEXT,
-        message TEXT
+        message TEXT,
+        -- What the route declares for each GPU.
+        gpu_memory INTEGER
     ) WITHOUT ROWID;
     CREATE INDEX jobs_by_state ON jobs (state);
     CREATE INDEX jobs_by_place ON jobs (place);
@@ -58,6 +61,8 @@ const SCHEMA: &str = "
         counted INTEGER NOT NULL,
         PRIMARY KEY (job, n)
     ) WITHOUT ROWID;
+    -- One that was planned and never began has no time, and no place in the order.
+    CREATE INDEX attempts_by_time ON attempts (coalesce(started_at, ended_at), job, n);
     -- What was given to attempts, and when last.
     CREATE TABLE devices (id TEXT PRIMARY KEY, last_used INTEGER) WITHOUT ROWID;
     -- Day directories as they were when they were read whole.
@@ -84,7 +89,7 @@ pub(super) enum Found {
     CutOff,
     /// There was none.
     Absent,
-    /// Written by another version of gamdok.
+    /// Written by another version of gamdok; the samples stay.
     OtherVersion,
     /// It was broken and lies aside under this name.
     Broken(PathBuf),
@@ -96,10 +101,14 @@ impl Store {
         let absent = !file.exists();
         match Store::open_existing(file) {
             Ok((store, Some(found))) => Ok((store, if absent { Found::Absent } else { found })),
-            Ok((store, None)) => {
+            Ok((mut store, None)) => {
+                if store.renew()? {
+                    return Ok((store, Found::OtherVersion));
+                }
+                // Samples of another kind: a later version's, which may come back.
                 drop(store);
-                // Only an index, and its contents are in the directories: nothing is lost.
-                remove(file);
+                let aside = set_aside(file);
+                tracing::warn!(aside = %aside.display(), "the ledger of another version lies aside, with its samples");
                 Ok((Store::open_existing(file)?.0, Found::OtherVersion))
             }
             Err(error) if is_broken(&error) => {
@@ -124,6 +133,7 @@ impl Store {
         if tables == 0 {
             let change = connection.transaction()?;
             change.execute_batch(SCHEMA)?;
+            change.execute_batch(samples::SCHEMA)?;
             change.execute("INSERT INTO meta VALUES ('schema', ?1)", [VERSION])?;
             change.commit()?;
         }
@@ -142,6 +152,34 @@ impl Store {
         }
         store.connection.execute("UPDATE meta SET value = '0' WHERE key = 'clean'", [])?;
         Ok((store, Some(if clean { Found::Whole } else { Found::CutOff })))
+    }
+
+    /// Makes the index anew in this schema, empty, and keeps the samples; at once or not at all. False, and nothing is
+    /// changed, when they aren't of this kind.
+    fn renew(&mut self) -> rusqlite::Result<bool> {
+        let change = self.connection.transaction()?;
+        let kind = meta(&change, "samples")?;
+        if kind.as_deref().is_some_and(|kind| kind != samples::VERSION) {
+            return Ok(false);
+        }
+        let mut query =
+            change.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")?;
+        let tables: Vec<String> = query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        drop(query);
+        for table in tables.iter().filter(|table| kind.is_none() || !table.starts_with("sample_")) {
+            change.execute_batch(&format!("DROP TABLE \"{}\"", table.replace('"', "\"\"")))?;
+        }
+        change.execute_batch(SCHEMA)?;
+        match kind {
+            Some(kind) => {
+                change.execute("INSERT INTO meta VALUES ('samples', ?1)", [kind])?;
+            }
+            None => change.execute_batch(samples::SCHEMA)?,
+        }
+        change.execute("INSERT INTO meta VALUES ('schema', ?1)", [VERSION])?;
+        change.execute("UPDATE meta SET value = '0' WHERE key = 'clean'", [])?;
+        change.commit()?;
+        Ok(true)
     }
 
     /// Whether the file under the ledger's name is still the one that is open.
@@ -173,12 +211,6 @@ pub(super) fn set_aside(file: &Path) -> PathBuf {
         }
     }
     aside
-}
-
-fn remove(file: &Path) {
-    for suffix in ["", "-wal", "-shm", "-journal"] {
-        let _ = fs::remove_file(beside(file, suffix));
-    }
 }
 
 fn beside(file: &Path, suffix: &str) -> PathBuf {

@@ -18,11 +18,11 @@ impl Tables<'_> {
         self.0
             .prepare_cached(
                 "INSERT INTO jobs (id, job, place, name, shown, folder, route, state, attempts, devices,
-                     arrived_at, claimed_at, finished_at, reason, message)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+                     arrived_at, claimed_at, finished_at, reason, message, gpu_memory)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
                  ON CONFLICT (id) DO UPDATE SET job = ?2, place = ?3, name = ?4, shown = ?5, folder = ?6, route = ?7,
                      state = ?8, attempts = ?9, devices = ?10, arrived_at = ?11, claimed_at = ?12, finished_at = ?13,
-                     reason = ?14, message = ?15",
+                     reason = ?14, message = ?15, gpu_memory = ?16",
             )?
             .execute(params![
                 id,
@@ -40,6 +40,7 @@ impl Tables<'_> {
                 row.finished_at.and_then(nanoseconds),
                 row.reason,
                 row.message,
+                row.gpu_memory.and_then(|bytes| i64::try_from(bytes).ok()),
             ])?;
         for attempt in attempts {
             self.put_attempt(&id, attempt)?;

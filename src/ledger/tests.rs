@@ -9,7 +9,7 @@ use jiff::{Timestamp, ToSpan as _};
 use super::*;
 use crate::config::{Route, RouteKind};
 use crate::devices::DeviceId;
-use crate::health::Condition;
+use crate::health::{Condition, What};
 use crate::item::{Attempt, ItemKind, ItemName, JobDir, JobId, Outcome, Reason};
 use crate::units::Bytes;
 
@@ -537,5 +537,229 @@ fn a_job_in_hand_is_counted_with_its_end_and_not_before() {
     check(Some(3.0), "removed by hand");
     ledger.entries.send(claimed());
     check(None, "it lives again");
+    ledger.stop();
+}
+
+/// Makes twenty jobs, of which the nth waited n seconds and ran for ten times as long.
+fn paced(world: &mut World, ledger: &Ledger) {
+    for n in 1..=20 {
+        let mut made = world.job(format!("item-{n}").as_bytes(), Some((Outcome::Done, 0)));
+        let record = Arc::make_mut(&mut made.record);
+        record.route = Arc::new(Route { gpu_memory: Some(Bytes(1 << 30)), ..route("paced") });
+        let arrived = record.arrived_at.expect("a time");
+        record.attempts = vec![Attempt {
+            devices: vec![DeviceId(format!("GPU-{}", n % 2))],
+            started_at: Some(arrived + n.seconds()),
+            ended_at: Some(arrived + (11 * n).seconds()),
+            peak_gpu_memory: (n > 15).then_some((n as u64) << 27),
+            energy_joules: (n > 18).then_some(10.0),
+            counted: true,
+            ..Attempt::planned(1)
+        }];
+        let attempts = record.attempts.clone();
+        let result = made.result.as_mut().map(Arc::make_mut).expect("a result");
+        (result.attempts, result.route) = (attempts, Some("paced".to_owned()));
+        ledger.entries.send(made.laid().entry());
+    }
+    assert!(ledger.entries.flush(SOON));
+}
+
+#[test]
+fn percentiles_are_exact_and_the_same_with_and_without_a_ledger() {
+    let mut world = World::new();
+    let ledger = world.started();
+    paced(&mut world, &ledger);
+    let failed = world.job(b"failed", Some((Outcome::Failed, 1))).laid();
+    ledger.entries.send(failed.entry());
+    assert!(ledger.entries.flush(SOON));
+    let window = Window { since: None, until: Timestamp::MAX };
+    let of = |written: bool| History::open(world.root.path(), written).expect("a past").stats(&window).expect("told");
+    let stats = of(true);
+    let route = stats.routes.iter().find(|it| it.route.as_deref() == Some("paced")).expect("the route");
+    let spread = |p50: f64, p95: f64, max: f64| Spread { count: 20, p50: Some(p50), p95: Some(p95), max: Some(max) };
+    // The nearest ranks of twenty are the tenth and the nineteenth.
+    assert_eq!(route.waiting, spread(10.0, 19.0, 20.0));
+    assert_eq!(route.running, spread(100.0, 190.0, 200.0));
+    assert_eq!((route.jobs.done, route.attempts.done, route.jobs.total()), (20, 20, 20));
+    assert!((route.gpu_hours - 2100.0 / 3600.0).abs() < 1e-9 && route.cpu_hours == 0.0, "{route:?}");
+    assert_eq!((route.energy_joules, route.energy_attempts), (Some(20.0), 2));
+    // 2.5 GiB, of 1 GiB declared; eight of these are a GiB.
+    assert_eq!((route.peak_gpu_memory, route.declared_gpu_memory), (Some(20 << 27), Some(1 << 30)));
+    assert_eq!(route.over_declared, 5);
+    let device = stats.devices.iter().find(|it| it.device == "GPU-1" && it.attempts.done > 0).expect("the device");
+    assert_eq!((device.attempts.done, device.running.p50, device.running.p95), (10, Some(90.0), Some(190.0)));
+    assert_eq!(stats.total.failures.get("exit"), Some(&stats.total.attempts.failed));
+    assert_eq!(stats.total.waiting.count, 21);
+    // Its writer hasn't closed it: the directories are read.
+    assert_eq!(of(false), stats);
+    ledger.stop();
+    assert_eq!(of(false), stats);
+    // Cut to the window: what ended in it, and of its hours those that lie in it.
+    let last = stats_since(&world, "paced", 60);
+    assert!(last.jobs.total() < 20 && last.gpu_hours < 1.0);
+}
+
+/// Of what ended in the last seconds of the jobs' own time.
+fn stats_since(world: &World, route: &str, seconds: i64) -> OfRoute {
+    let past = History::open(world.root.path(), false).expect("a past");
+    let newest = past.longest(&Filter::default(), 1).expect("read")[0].ended_at.expect("a time");
+    let window = Window { since: Some(newest - seconds.seconds()), until: Timestamp::MAX };
+    let stats = past.stats(&window).expect("told");
+    let found = stats.routes.into_iter().find(|it| it.route.as_deref() == Some(route)).expect("the route");
+    assert!(found.gpu_hours <= f64::from(found.attempts.total() as u32) * seconds as f64 / 3600.0 + 1e-9, "{found:?}");
+    found
+}
+
+#[test]
+fn attempts_come_in_order_each_once_in_pages() {
+    let mut world = World::new();
+    let ledger = world.started();
+    for n in 0..1200 {
+        ledger.entries.send(world.job(format!("item-{n}").as_bytes(), Some((Outcome::Failed, n % 3))).entry());
+    }
+    assert!(ledger.entries.flush(SOON));
+    let past = History::open(world.root.path(), true).expect("a past");
+    let read = |filter: &Filter, order: Direction, limit: Option<usize>| {
+        let mut found = Vec::new();
+        past.each(filter, order, limit, |row| {
+            found.push((row.started_at, row.id, row.attempt));
+            Ok::<(), HistoryError>(())
+        })
+        .expect("read");
+        found
+    };
+    let all = read(&Filter::default(), Direction::OldestFirst, None);
+    assert_eq!(all.len(), 2400);
+    assert!(all.is_sorted() && all.windows(2).all(|pair| pair[0] != pair[1]));
+    let mut newest = read(&Filter::default(), Direction::NewestFirst, None);
+    newest.reverse();
+    assert_eq!(newest, all);
+    assert_eq!(read(&Filter::default(), Direction::NewestFirst, Some(1500)).len(), 1500);
+    let check = |filter: Filter, expected: usize| {
+        assert_eq!(read(&filter, Direction::OldestFirst, None).len(), expected, "{filter:?}");
+    };
+    check(Filter { route: Some("rare".to_owned()), ..Filter::default() }, 480);
+    check(Filter { device: Some("GPU-1".to_owned()), ..Filter::default() }, 600);
+    check(Filter { device: Some("cp".to_owned()), ..Filter::default() }, 2400);
+    check(Filter { device: Some("%".to_owned()), ..Filter::default() }, 0);
+    check(Filter { outcomes: vec!["failed".to_owned(), "done".to_owned()], ..Filter::default() }, 2400);
+    check(Filter { reason: Some("signal".to_owned()), ..Filter::default() }, 0);
+    check(Filter { since: all[1200].0.map(|at| at + 1.seconds()), ..Filter::default() }, 1200);
+    check(Filter { until: all[1200].0, ..Filter::default() }, 1200);
+    ledger.stop();
+}
+
+/// A device's samples, one a second from a minute on.
+fn sampled(minute: i64, seconds: i64) -> Entry {
+    let sample = |second: i64| Sample {
+        at: (30_000_000 + minute) * 60 + second,
+        device: "GPU-1".to_owned(),
+        utilization: Some(50),
+        memory: Some(1 << 30),
+        temperature: None,
+        power: None,
+        verdict: "leased",
+        leases: 1,
+    };
+    let device = Sampled { id: "GPU-1".to_owned(), index: Some(1), name: "G".to_owned(), memory_total: None };
+    Entry::Sampled(Samples { devices: vec![device], samples: (0..seconds).map(sample).collect() })
+}
+
+fn minutes(world: &World) -> u64 {
+    let past = History::open(world.root.path(), true).expect("a past");
+    let at = |minute: i64| Timestamp::from_second((30_000_000 + minute) * 60).expect("a time");
+    past.seen(at(0), at(100_000), 100_000).expect("read").len() as u64
+}
+
+#[test]
+fn samples_outlive_another_schema_and_as_far_as_can_be_read_a_broken_file() {
+    let mut world = World::new();
+    world.fill();
+    let ledger = world.started();
+    // Enough for many pages.
+    for minute in 0..20_000 {
+        ledger.entries.send(sampled(minute, 2));
+    }
+    assert!(ledger.entries.flush(SOON));
+    ledger.stop();
+    assert_eq!(minutes(&world), 20_000);
+    let file = file_of(world.root.path());
+    let change = |sql: &str| {
+        rusqlite::Connection::open(&file).expect("the file").execute_batch(sql).expect("changed");
+    };
+    change("UPDATE meta SET value = '2' WHERE key = 'schema'; DROP TABLE jobs; CREATE TABLE odd (x)");
+    world.started().stop();
+    assert_eq!((minutes(&world), world.rows().len()), (20_000, 45), "another schema");
+    // Samples as a later version keeps them aren't touched.
+    change("UPDATE meta SET value = '9' WHERE key IN ('schema', 'samples')");
+    world.started().stop();
+    assert_eq!((minutes(&world), world.rows().len()), (0, 45), "a later version's samples");
+    let aside = file.with_file_name("ledger.sqlite.broken.1");
+    fs::rename(&aside, &file).expect("it lies aside");
+    change("UPDATE meta SET value = '1' WHERE key = 'samples'");
+    world.started().stop();
+    assert_eq!(minutes(&world), 20_000, "and come back");
+
+    // Some pages in the middle are overwritten.
+    let mut bytes = fs::read(&file).expect("the file");
+    let at = bytes.len() / 4096 / 2 * 4096;
+    bytes[at..at + 8 * 4096].fill(0xa5);
+    fs::write(&file, &bytes).expect("written");
+    change_meta_to_unclean(&file);
+    let ledger = world.start();
+    let mut said = Vec::new();
+    while said.last().is_none_or(|check: &Check| check.state != Condition::Ok) {
+        said.push(ledger.health.recv_timeout(SOON).expect("it becomes healthy"));
+    }
+    ledger.stop();
+    let kept = minutes(&world);
+    assert!(aside.exists() && kept > 5_000 && world.rows().len() == 45, "{kept} {said:?}");
+    let told = said.iter().any(|check| check.message.contains("device samples"));
+    assert!(told, "{said:?}");
+}
+
+/// As a kill leaves it: then it is looked through when it is opened.
+fn change_meta_to_unclean(file: &Path) {
+    let connection = rusqlite::Connection::open(file).expect("the file");
+    connection.execute_batch("UPDATE meta SET value = '0' WHERE key = 'clean'").expect("its first pages are whole");
+}
+
+#[test]
+fn samples_wait_for_a_file_that_can_be_written() {
+    let mut world = World::new();
+    world.fill();
+    // What SQLite can neither use nor remove.
+    let log = file_of(world.root.path()).with_file_name("ledger.sqlite-wal");
+    fs::create_dir(&log).expect("something else lies there");
+    let ledger = world.start();
+    let said = || ledger.health.recv_timeout(SOON).expect("it says so");
+    let check = said();
+    assert_eq!((check.what, check.state), (What::Ledger, Condition::Degraded));
+    ledger.entries.send(sampled(1, 60));
+    assert!(ledger.entries.flush(SOON), "nobody waits for it");
+    // All that was is told from the directories.
+    let past = History::open(world.root.path(), false).expect("a past");
+    let stats = past.stats(&Window { since: None, until: Timestamp::MAX }).expect("told");
+    assert_eq!((stats.total.jobs.total(), stats.devices.is_empty()), (36, false));
+    fs::remove_dir(&log).expect("removed");
+    while said().state != Condition::Ok {}
+    assert!(ledger.entries.flush(SOON));
+    assert_eq!((minutes(&world), world.rows().len()), (1, 45));
+    ledger.stop();
+}
+
+#[test]
+fn the_director_hears_how_long_items_took() {
+    let mut world = World::new();
+    let ledger = world.started();
+    paced(&mut world, &ledger);
+    ledger.entries.send(world.job(b"failed", Some((Outcome::Failed, 0))).laid().entry());
+    ledger.stop();
+    let ledger = world.started();
+    let paces = ledger.paces.recv_timeout(SOON).expect("told");
+    let mut took: Vec<i64> = paces.iter().map(|it| (it.ended_at - it.started_at).get_seconds()).collect();
+    took.sort_unstable();
+    // Those that failed aren't among them.
+    assert_eq!(took, (1..=20).map(|n| n * 10).collect::<Vec<i64>>());
     ledger.stop();
 }

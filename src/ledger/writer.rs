@@ -14,9 +14,10 @@ use rusqlite::TransactionBehavior;
 use super::counted::{Counted, InHand, Sums};
 use super::rebuild::{Progress, Survey, SurveyError};
 use super::row::{Account, CLAIMED};
+use super::samples;
 use super::schema::{self, Found, Store};
 use super::tables::{Tables, nanoseconds};
-use super::{Entries, Entry, Order, Setup};
+use super::{Entries, Entry, Order, Pace, Setup};
 use crate::health::{Check, What};
 use crate::item::JobId;
 
@@ -25,8 +26,11 @@ use crate::item::JobId;
 const GATHER: Duration = Duration::from_millis(100);
 /// The entries of one transaction.
 const GROUP: usize = 16_384;
+/// The samples that wait for a file to be written to: of eight devices those of an hour and a half. They can't be mended
+/// from the directories, so they are kept as long as that goes.
+const UNSAVED: usize = 50_000;
 /// After a failure of the disk.
-const RETRY: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 
 pub(super) struct Writer {
     setup: Setup,
@@ -44,6 +48,11 @@ pub(super) struct Writer {
     due: Option<Due>,
     /// Since entries were lost, the sums are of no one moment; until the directories have told what was missed.
     lost: bool,
+    /// Samples that aren't in the file yet, and how many had to go.
+    unsaved: samples::Batch,
+    unsaved_lost: u64,
+    /// The file has told how long items take.
+    paces_told: bool,
     /// The last entry that was taken from the queue.
     upto: u64,
     /// Nothing is tried before, after a failure.
@@ -57,6 +66,7 @@ pub(super) struct Tell {
     pub(super) health: Sender<Check>,
     pub(super) counted: Counted,
     pub(super) recounted: Sender<()>,
+    pub(super) paces: Sender<Vec<Pace>>,
 }
 
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
@@ -124,6 +134,9 @@ impl Writer {
             survey: None,
             due: None,
             lost: false,
+            unsaved: samples::Batch::default(),
+            unsaved_lost: 0,
+            paces_told: false,
             upto: 0,
             retry_at: None,
             broke_at: None,
@@ -208,25 +221,45 @@ impl Writer {
             self.owe();
         }
         let (rows, asked) = self.rows(entries);
+        self.bound_samples();
         if asked {
             self.due = Some(self.due.unwrap_or(Due::Look));
         }
-        if rows.is_empty() {
+        if rows.is_empty() && self.unsaved.samples.is_empty() {
             return;
         }
         if self.store.is_none() || self.retry_at.is_some() {
-            self.owe();
+            if !rows.is_empty() {
+                self.owe();
+            }
             return;
         }
-        let written =
-            self.transact(|tables| rows.iter().try_for_each(|account| tables.put(account)).map_err(SurveyError::from));
+        let batch = std::mem::take(&mut self.unsaved);
+        let written = self.transact(|tables| {
+            rows.iter().try_for_each(|account| tables.put(account))?;
+            Ok(samples::put(tables.0, &batch)?)
+        });
         match written {
             Ok(()) => {
+                if self.unsaved_lost > 0 {
+                    let lost = std::mem::take(&mut self.unsaved_lost);
+                    tracing::warn!(lost, "device samples are missing: there was no ledger to keep them in");
+                }
                 let ended = rows.iter().filter(|account| account.row.place != CLAIMED);
                 ended.for_each(|account| self.in_hand.remove(account.row.id));
             }
-            Err(error) => self.trouble(error),
+            Err(error) => {
+                self.unsaved = batch;
+                self.trouble(error);
+            }
         }
+    }
+
+    /// Lets the oldest samples go when too many wait.
+    fn bound_samples(&mut self) {
+        let surplus = self.unsaved.samples.len().saturating_sub(UNSAVED);
+        self.unsaved.samples.drain(..surplus);
+        self.unsaved_lost += surplus as u64;
     }
 
     /// Something was lost that only the directories can tell.
@@ -253,11 +286,12 @@ impl Writer {
     }
 
     /// The last word on each job; earlier ones would be overwritten anyway. And whether a look was asked for.
-    fn rows(&self, entries: Vec<Entry>) -> (Vec<Account>, bool) {
+    fn rows(&mut self, mut entries: Vec<Entry>) -> (Vec<Account>, bool) {
         let mut asked = false;
         let mut last: HashMap<JobId, usize> = HashMap::new();
-        for (at, entry) in entries.iter().enumerate() {
+        for (at, entry) in entries.iter_mut().enumerate() {
             match entry {
+                Entry::Sampled(batch) => self.unsaved.add(std::mem::take(batch)),
                 Entry::Claimed { record, .. } | Entry::Changed { record, .. } | Entry::Ended { record, .. } => {
                     last.insert(record.id, at);
                 }
@@ -274,7 +308,7 @@ impl Writer {
                 let (place, job) = place_and_name(dir);
                 Some(Account::ended(record, result, job, place))
             }
-            Entry::Reconcile | Entry::Stop => None,
+            Entry::Sampled(_) | Entry::Reconcile | Entry::Stop => None,
         };
         (kept.into_iter().filter_map(row).collect(), asked)
     }
@@ -304,12 +338,26 @@ impl Writer {
                     let (read, forgotten) = (survey.read, survey.forgotten);
                     tracing::info!(read, forgotten, "the ledger was mended from the directories");
                 }
+                if !std::mem::replace(&mut self.paces_told, true) || survey.read > 0 {
+                    self.tell_paces();
+                }
                 self.lost = self.due == Some(Due::Mend);
                 self.say(Check::ok(What::Ledger));
             }
             Err(error) => self.trouble(error),
         }
         true
+    }
+
+    /// Tells how long items took of late. A director that hasn't heard of the last time yet needs no second.
+    fn tell_paces(&mut self) {
+        let Some(store) = &self.store else { return };
+        match super::paces::of(&store.connection) {
+            Ok(paces) => {
+                let _told = self.tell.paces.try_send(paces);
+            }
+            Err(error) => self.trouble(error.into()),
+        }
     }
 
     fn open(&mut self) {
@@ -324,9 +372,12 @@ impl Writer {
             Found::Whole | Found::CutOff => {}
             // A new root's is no news.
             Found::Absent if !has_history(&self.root) => {}
-            Found::Absent => self.say_rebuilding("is new"),
+            Found::Absent => self.say_rebuilding("is new: samples of the devices begin anew"),
             Found::OtherVersion => self.say_rebuilding("was written by another version"),
-            Found::Broken(aside) => self.say_rebuilding(&format!("was broken and lies aside as `{}`", aside.display())),
+            Found::Broken(aside) => {
+                let kept = self.salvage(aside);
+                self.say_rebuilding(&format!("was broken and lies aside as `{}`: {kept}", aside.display()));
+            }
         }
         let prepared = self.transact(|tables| {
             tables.settle_live()?;
@@ -340,6 +391,21 @@ impl Writer {
             }
             Err(error) => self.trouble(error),
         }
+    }
+
+    /// Takes over what a broken file still tells of the devices, and says how much that is.
+    fn salvage(&mut self, aside: &Path) -> String {
+        let salvaged = self.transact(|tables| Ok(samples::salvage(tables.0, aside)?));
+        let words = match &salvaged {
+            Ok(samples::Salvage { minutes, lost: false }) => format!("{minutes} minutes of device samples are kept"),
+            Ok(samples::Salvage { minutes: 0, lost: true }) => "the device samples in it are lost".to_owned(),
+            Ok(samples::Salvage { minutes, lost: true }) => {
+                format!("{minutes} minutes of device samples could be read in it, the others are lost")
+            }
+            Err(error) => format!("the device samples in it are lost ({error})"),
+        };
+        tracing::warn!(aside = %aside.display(), "the ledger was broken: {words}");
+        words
     }
 
     fn say_rebuilding(&mut self, why: &str) {
@@ -369,7 +435,12 @@ impl Writer {
             // Twice within a short time is the disk's doing, and another file won't help.
             let again = self.broke_at.replace(Instant::now()).is_some_and(|at| at.elapsed() < RETRY);
             if !again {
-                return self.open();
+                self.open();
+                if self.store.is_some() && self.retry_at.is_none() {
+                    let kept = self.salvage(&aside);
+                    self.say_rebuilding(&format!("was broken and lies aside as `{}`: {kept}", aside.display()));
+                }
+                return;
             }
         } else {
             tracing::warn!(%error, "the ledger can't be kept up; trying again in {} s", RETRY.as_secs());
