@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::journal::Page;
 use super::told::{Director, Id, InInbox, More, Told};
-use super::view::{Listed, View};
+use super::view::{Listed, RunningView, View};
 
 /// Items that are told one by one at a time; of more only the number.
 pub(super) const ITEMS: usize = 100;
@@ -34,7 +34,10 @@ pub(super) fn changes(old: &View, new: &View, ended: Page) -> Vec<Told> {
     }
     items(old, new, ended, &mut told);
     let before: HashMap<&str, _> = a.running.iter().map(|it| (&*it.id, it)).collect();
-    for running in b.running.iter().filter(|it| before.get(&*it.id) != Some(it)) {
+    let is_news = |it: &&RunningView| {
+        before.get(&*it.id).is_none_or(|known| **known != RunningView { estimate: known.estimate, ..(*it).clone() })
+    };
+    for running in b.running.iter().filter(is_news) {
         told.push(Told::Running(running.clone()));
     }
     if a.residents != b.residents {
@@ -59,7 +62,7 @@ fn items(old: &View, new: &View, ended: Page, told: &mut Vec<Told>) {
     let (mut moved, mut reworded) = (Vec::new(), Vec::new());
     for row in &new.live {
         match before.get(&key(row)) {
-            Some(known) if *known == row => {}
+            Some(known) if *known == row || is_reestimated(known, row) => {}
             Some(known) if is_reworded(known, row) => reworded.push(row),
             _ => moved.push(row),
         }
@@ -79,7 +82,12 @@ fn items(old: &View, new: &View, ended: Page, told: &mut Vec<Told>) {
     }
 }
 
-/// Nothing but its reason has changed.
+/// Nothing but its estimate has changed: that moves all the time, and is no news.
+fn is_reestimated(known: &Listed, row: &Listed) -> bool {
+    known.estimate != row.estimate && *known == Listed { estimate: known.estimate, ..row.clone() }
+}
+
+/// Nothing but its reason, or its estimate too, has changed.
 fn is_reworded(known: &Listed, row: &Listed) -> bool {
     let rest = |row: &Listed| (row.attempts, row.finished_at);
     known.reason != row.reason && known.state == row.state && known.devices == row.devices && rest(known) == rest(row)

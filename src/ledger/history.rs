@@ -176,16 +176,22 @@ impl History {
     pub fn open(root: &Path, is_written: bool) -> Result<History, HistoryError> {
         let tells_all = |reader: &Reader| if is_written { reader.is_complete() } else { reader.is_whole() };
         let ledger = Reader::open(&file_of(root)).ok();
-        let history = match ledger {
-            Some(reader) if tells_all(&reader).unwrap_or(false) => {
-                History { connection: reader.into_connection(), samples: None, _dir: None }
-            }
-            samples => History::of_directories(root, samples)?,
-        };
+        match ledger {
+            Some(reader) if tells_all(&reader).unwrap_or(false) => History::of(reader),
+            samples => History::of_directories(root, samples)?.prepared(),
+        }
+    }
+
+    /// As this ledger tells it.
+    pub fn of(reader: Reader) -> Result<History, HistoryError> {
+        History { connection: reader.into_connection(), samples: None, _dir: None }.prepared()
+    }
+
+    fn prepared(self) -> Result<History, HistoryError> {
         // What doesn't fit into memory is sorted in files.
-        history.connection.execute_batch("PRAGMA temp_store = FILE; PRAGMA cache_size = -8192;")?;
-        history.connection.execute_batch(&VIEW)?;
-        Ok(history)
+        self.connection.execute_batch("PRAGMA temp_store = FILE; PRAGMA cache_size = -8192;")?;
+        self.connection.execute_batch(&VIEW)?;
+        Ok(self)
     }
 
     fn of_directories(root: &Path, samples: Option<Reader>) -> Result<History, HistoryError> {

@@ -1,6 +1,8 @@
 //! A headless Chromium, spoken to over its DevTools pipe (<https://chromedevtools.github.io/devtools-protocol>): descriptors
 //! 3 and 4, JSON messages that end with a NUL.
 
+#![allow(unreachable_pub, reason = "a part of one test")]
+
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;

@@ -37,7 +37,7 @@ function tile(device, running, workers) {
     "article",
     { class: `tile ${device.verdict}`, "aria-label": title },
     h("h3", {}, title, h("span", { class: `badge ${device.verdict}` }, device.verdict)),
-    device.reason && h("p", { class: "reason" }, device.reason),
+    device.reason && device.reason !== slots(device) && h("p", { class: "reason" }, device.reason),
     facts.length > 0 && h("dl", {}, facts.flatMap(([name, bar, value]) => [h("dt", {}, name), h("dd", {}, bar), h("dd", {}, value)])),
     running.length > 0 && h("ul", {}, running.slice(0, 16).map(lease)),
     running.length > 16 && h("p", { class: "quiet" }, `and ${running.length - 16} more`),
@@ -46,13 +46,15 @@ function tile(device, running, workers) {
     h(
       "div",
       { class: "foot" },
-      h("span", {}, `${device.taken} of ${device.slots} ${device.slots === 1 ? "slot" : "slots"} taken`),
+      h("span", {}, slots(device)),
       cordoned(device)
         ? h("button", { class: "small", "data-act": "uncordon", onclick: () => act.uncordon(device.id) }, "Uncordon")
         : h("button", { class: "small", "data-act": "cordon", onclick: () => act.cordon(device.id) }, "Cordon"),
     ),
   );
 }
+
+const slots = (device) => `${device.taken} of ${device.slots} ${device.slots === 1 ? "slot" : "slots"} taken`;
 
 function memory(device) {
   if (device.memory_used == null) return null;

@@ -60,7 +60,7 @@ async function refresh() {
   dialog.replaceChildren(
     h("h2", { id: "job-name" }, it.name),
     h("dl", {}, facts.filter(([, value]) => value).flatMap(([key, value]) => [h("dt", {}, key), h("dd", {}, value)])),
-    it.history.length > 0 && attempts(it.history),
+    it.history.length > 0 ? attempts(it.history) : "",
     log,
     h("div", { class: "actions" }, can || "", h("button", { autofocus: true, onclick: () => dialog.close() }, "Close")),
   );

@@ -53,9 +53,9 @@ function line(row, began) {
 
 /** When it may begin and end, as far as the route's own history tells. */
 function range(row) {
-  const of = (pair) => pair && `${clock(pair[0])} – ${clock(pair[1])}`;
-  const estimate = row.estimate;
-  if (!estimate) return null;
-  const words = [of(estimate.starts) && `begins ${of(estimate.starts)}`, of(estimate.ends) && `ends ${of(estimate.ends)}`];
+  const of = (span) => `${clock(span.from)} – ${clock(span.to)}`;
+  const { start, end } = row.estimate || {};
+  if (!start && !end) return null;
+  const words = [start && `begins ${of(start)}`, end && `ends ${of(end)}`];
   return h("span", { class: "route" }, words.filter(Boolean).join(" · "));
 }

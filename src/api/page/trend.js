@@ -35,13 +35,13 @@ export async function read() {
   const times = buckets.map((it) => Date.parse(it.at) / 1000);
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
   const bars = uPlot.paths.bars({ size: [0.8, 24] });
-  draw("ended", [times, buckets.map((it) => it.done), buckets.map((it) => it.failed)], [
+  draw("ended", [times, buckets.map((it) => it.done || null), buckets.map((it) => it.failed || null)], [
     { label: "done", stroke: colour("--free"), fill: colour("--free-ground"), paths: bars, points: { show: false } },
     { label: "failed", stroke: colour("--bad"), fill: colour("--bad-ground"), paths: bars, points: { show: false } },
   ]);
   draw("waited", [times, buckets.map((it) => it.waited_p50_s), buckets.map((it) => it.waited_p95_s)], [
-    { label: "half of them", stroke: colour("--leased"), width: 2 },
-    { label: "95 %", stroke: colour("--busy"), width: 2 },
+    { label: "half of them", stroke: colour("--leased"), width: 2, points: { show: true, size: 6 } },
+    { label: "95 %", stroke: colour("--busy"), width: 2, points: { show: true, size: 6 } },
   ]);
 }
 
@@ -58,7 +58,7 @@ function draw(id, data, series) {
   const options = {
     ...size(id),
     series: [{}, ...series],
-    axes: [axis, { ...axis, size: 48 }],
+    axes: [{ ...axis, space: 80 }, { ...axis, size: 48 }],
     scales: { y: { range: (_, low, high) => [0, Math.max(1, high || 0) * 1.05] } },
     cursor: { drag: { x: false, y: false } },
   };

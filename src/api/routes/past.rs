@@ -54,7 +54,9 @@ pub(super) async fn attempts(State(shared): Context, Asked(query): Asked<Attempt
         ..Filter::default()
     };
     let answer = blocking(move || {
-        let Some(history) = history(&shared) else { return Ok(Attempts { attempts: Vec::new(), more: false, whole: false }) };
+        let Some(history) = history(&shared) else {
+            return Ok(Attempts { attempts: Vec::new(), more: false, whole: false });
+        };
         let mut attempts = Vec::new();
         let take = |it: crate::ledger::Try| {
             attempts.push(AttemptView::from(it));
