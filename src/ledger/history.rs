@@ -266,8 +266,10 @@ impl History {
             Direction::OldestFirst => (">", "ASC"),
         };
         if let Some(Place { began, id, n }) = after {
-            let sql = format!("(began, id, n) {behind} (?, ?, ?)");
-            condition.and(&sql, [(*began).into(), id.clone().into(), i64::from(*n).into()]);
+            // The first half alone would do; only by the second does SQLite find the place in its index.
+            let sql = format!("(began, id, n) {behind} (?, ?, ?) AND began {behind}= ?");
+            let began = Value::from(*began);
+            condition.and(&sql, [began.clone(), id.clone().into(), i64::from(*n).into(), began]);
         }
         let sql = format!(
             "SELECT {TRY} FROM tries WHERE {} ORDER BY began {direction}, id {direction}, n {direction} LIMIT {limit}",

@@ -190,7 +190,7 @@ fn devices(
     writeln!(
         to,
         "<h2>Devices</h2><div class=\"key\"><span><i style=\"background:var(--done)\"></i>something ran</span>\
-         <span><i style=\"background:var(--failed)\"></i>an attempt failed</span>\
+         <span><i style=\"background:var(--failed)\"></i>attempts failed, as high as their share</span>\
          <span><i style=\"background:var(--seen)\"></i>utilisation (line), where it was sampled</span></div>"
     )?;
     let mut ids: Vec<&String> = timeline.lines.keys().collect();

@@ -23,7 +23,8 @@ pub(super) struct Timeline {
 pub(super) struct Line {
     /// How much of each part something ran: with several slots it may be more than all of it.
     busy: Vec<f32>,
-    /// How many failed in each part.
+    /// How many ended in each part, and how many of them failed.
+    ended: Vec<u32>,
     failed: Vec<u32>,
     /// Up to when the line is covered, and how long it was in all (nanoseconds).
     covered_until: i128,
@@ -39,8 +40,8 @@ impl Timeline {
     pub(super) fn add_device(&mut self, id: &str) -> &mut Line {
         let covered_until = self.since;
         self.lines.entry(id.to_owned()).or_insert_with(|| {
-            let (busy, failed) = (vec![0.0; PARTS], vec![0; PARTS]);
-            Line { busy, failed, covered_until, covered: 0 }
+            let none = || vec![0; PARTS];
+            Line { busy: vec![0.0; PARTS], ended: none(), failed: none(), covered_until, covered: 0 }
         })
     }
 
@@ -62,8 +63,10 @@ impl Timeline {
                 let overlap = (last.min(n as f64 + 1.0) - first.max(n as f64)).max(0.0);
                 line.busy[n] += overlap as f32;
             }
-            if row.outcome == "failed" {
-                line.failed[(last as usize).min(PARTS - 1)] += 1;
+            if !running {
+                let part = (last as usize).min(PARTS - 1);
+                line.ended[part] += 1;
+                line.failed[part] += u32::from(row.outcome == "failed");
             }
         }
     }
@@ -91,8 +94,10 @@ impl Line {
             }
         }
         for (n, failed) in self.failed.iter().enumerate().filter(|(_, failed)| **failed > 0) {
-            let said = format!("{failed} failed");
-            drawing.bar(n as f64 - 0.5, 0.0, 2.0, HEIGHT as f64, "failed", &said);
+            let ended = self.ended[n];
+            // As high as the share that failed, so that one of thousands doesn't look like all.
+            let height = (f64::from(*failed) / f64::from(ended)).max(0.15) * HEIGHT as f64;
+            drawing.bar(n as f64 - 0.5, 0.0, 2.0, height, "failed", &format!("{failed} of {ended} failed"));
         }
         drawing.finish()
     }
