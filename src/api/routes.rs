@@ -10,8 +10,9 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query as UrlQuery, Request as HttpRequest, State};
+use axum::http::HeaderMap;
 use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -30,6 +31,7 @@ use super::unlisted;
 use super::view::{Change, Listed, Status};
 use super::{Board, Command, DeviceBody, InboxRef, JobsBody, Refusal, Request, server};
 use crate::item::JobId;
+use crate::metrics::{self, Format, Metrics};
 
 /// A body larger than this is no request of ours.
 const LARGEST_BODY: usize = 1 << 20;
@@ -52,6 +54,7 @@ pub(super) struct Shared {
     pub(super) requests: Sender<Request>,
     pub(super) ended: Arc<dyn Ended>,
     pub(super) directories: Directories,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) started: Instant,
     /// Becomes true when the server ends: polls are answered at once.
     pub(super) stop: watch::Receiver<bool>,
@@ -68,6 +71,7 @@ pub(super) fn router(shared: Arc<Shared>, guard: Option<Guard>) -> Router {
         .route("/v1/jobs/{job}", get(show))
         .route("/v1/jobs/{job}/logs", get(log))
         .route("/v1/changes", get(changes))
+        .route("/metrics", get(metrics))
         .route("/v1/pause", post(pause))
         .route("/v1/resume", post(resume))
         .route("/v1/drain", post(drain))
@@ -197,6 +201,15 @@ async fn status(State(shared): Context) -> Response {
 
 async fn devices(State(shared): Context) -> Response {
     axum::Json(&shared.board.read().status.devices).into_response()
+}
+
+/// For Prometheus.
+async fn metrics(State(shared): Context, headers: HeaderMap) -> Answer<Response> {
+    let format = Format::accepted(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()));
+    let page = metrics::scrape(&shared.metrics, &shared.board.read(), shared.started.elapsed(), format);
+    let page =
+        page.map_err(|error| Refused::new(500, "io", error.to_string(), "tell of it: it is a mistake in gamdok"))?;
+    Ok(([(CONTENT_TYPE, format.content_type())], page).into_response())
 }
 
 #[derive(Deserialize)]

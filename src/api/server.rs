@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::middleware;
+use axum::response::Response;
 use crossbeam_channel::Sender;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -25,6 +27,7 @@ use super::directories::Directories;
 use super::guard::Guard;
 use super::routes::{self, Shared};
 use super::{Board, Ended, Request, SOCKET, socket};
+use crate::metrics::{Clients, Cut, Metrics};
 
 /// More clients than this wait until one leaves.
 const CONNECTIONS: usize = 128;
@@ -48,6 +51,7 @@ pub struct ServerSetup {
     pub board: Board,
     pub requests: Sender<Request>,
     pub ended: Arc<dyn Ended>,
+    pub metrics: Arc<Metrics>,
     /// TCP beside the socket.
     pub listen: Option<SocketAddr>,
     /// Required where `listen` isn't loopback; see [`read_token`].
@@ -90,25 +94,27 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
     }
 
     let (stop, stopped) = watch::channel(false);
+    let clients = setup.metrics.clients.clone();
     let shared = Arc::new(Shared {
         board: setup.board,
         requests: setup.requests,
         ended: setup.ended,
         directories: setup.directories,
+        metrics: setup.metrics,
         started: Instant::now(),
         stop: stopped.clone(),
     });
-    let open = routes::router(shared.clone(), None);
-    let guarded = routes::router(shared, Some(Guard { token: setup.token, loopback }));
+    let open = counted(routes::router(shared.clone(), None), &clients);
+    let guarded = counted(routes::router(shared, Some(Guard { token: setup.token, loopback })), &clients);
     let work = async move {
         // Tokio takes them over inside the runtime only.
         let unix = Door::Unix(UnixDoor::new(UnixListener::from_std(unix)?, unix_path));
         let tcp = tcp.map(TcpListener::from_std).transpose()?;
-        let unix_side = accept(unix, open, stopped.clone());
+        let unix_side = accept(unix, open, clients.clone(), stopped.clone());
         match tcp {
             None => unix_side.await,
             Some(tcp) => {
-                tokio::join!(unix_side, accept(Door::Tcp(tcp), guarded, stopped));
+                tokio::join!(unix_side, accept(Door::Tcp(tcp), guarded, clients, stopped));
             }
         }
         io::Result::Ok(())
@@ -196,9 +202,9 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Serves every client of one door until the server stops.
-async fn accept(mut door: Door, router: Router, mut stop: watch::Receiver<bool>) {
+async fn accept(mut door: Door, router: Router, clients: Arc<Clients>, mut stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut clients = JoinSet::new();
+    let mut served = JoinSet::new();
     let mut look = tokio::time::interval(SOCKET_LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -210,27 +216,38 @@ async fn accept(mut door: Door, router: Router, mut stop: watch::Receiver<bool>)
             () = ended(&mut stop) => break,
             _ = look.tick() => door.look(),
             // Ended tasks are let go as they end.
-            Some(_) = clients.join_next() => {}
+            Some(_) = served.join_next() => {}
             (stream, place) = next => match stream {
                 Ok(stream) => {
-                    let client = serve_one(stream, router.clone(), stop.clone());
-                    clients.spawn(async move {
+                    let client = serve_one(stream, router.clone(), clients.clone(), stop.clone());
+                    served.spawn(async move {
                         client.await;
                         drop(place);
                     });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a client can't be accepted");
+                    clients.count_refused();
                     tokio::time::sleep(BREATH).await;
                 }
             },
         }
     }
     drop(door);
-    let _ = tokio::time::timeout(LAST_WORDS, async { while clients.join_next().await.is_some() {} }).await;
+    let _ = tokio::time::timeout(LAST_WORDS, async { while served.join_next().await.is_some() {} }).await;
 }
 
-async fn serve_one(stream: Box<dyn Stream>, router: Router, mut stop: watch::Receiver<bool>) {
+/// Every answer is counted, those of the guard too.
+fn counted(router: Router, clients: &Arc<Clients>) -> Router {
+    let clients = clients.clone();
+    router.layer(middleware::map_response(move |response: Response| {
+        clients.count_response(response.status().as_u16());
+        async move { response }
+    }))
+}
+
+async fn serve_one(stream: Box<dyn Stream>, router: Router, clients: Arc<Clients>, mut stop: watch::Receiver<bool>) {
+    let _connected = clients.come_in();
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -246,6 +263,12 @@ async fn serve_one(stream: Box<dyn Stream>, router: Router, mut stop: watch::Rec
         }
     };
     if let Err(error) = served {
+        // Others went away by themselves.
+        if error.is_timeout() {
+            clients.count_cut(Cut::Slow);
+        } else if error.is_parse() {
+            clients.count_cut(Cut::Malformed);
+        }
         tracing::debug!(%error, "a client's connection broke");
     }
 }

@@ -43,7 +43,7 @@ fn view(number: u64, live: Vec<Listed>) -> View {
         health: Vec::new(),
         counters: Default::default(),
     };
-    View { number, status, live }
+    View { number, status, live, tallies: Default::default() }
 }
 
 fn id(n: u128) -> JobId {
@@ -117,6 +117,7 @@ fn world_at(depth: usize, listen: Option<&str>, token: Option<&str>) -> World {
         board: board.clone(),
         requests,
         ended: Arc::new(directories),
+        metrics: Arc::new(crate::metrics::Metrics::new(Default::default())),
         listen: listen.map(|listen| listen.parse().expect("an address")),
         token: token.map(str::to_owned),
     });
@@ -305,6 +306,7 @@ fn beyond_loopback_a_token_is_needed() {
         board: Board::new(view(1, Vec::new())),
         requests,
         ended: Arc::new(directories),
+        metrics: Arc::new(crate::metrics::Metrics::new(Default::default())),
         listen: Some("0.0.0.0:0".parse().expect("an address")),
         token: None,
     });

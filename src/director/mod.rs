@@ -6,6 +6,7 @@ mod attempts;
 mod claims;
 mod counting;
 mod energy;
+mod gaps;
 mod news;
 mod notices;
 mod publish;
@@ -31,6 +32,7 @@ use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Scanner};
 use crate::item::{JobId, Step, StopWhy};
 use crate::ledger::{self, Ledger};
+use crate::metrics::Metrics;
 use crate::notifier::{self, Notifier};
 use crate::plan::{Decision, plan};
 use crate::root::Root;
@@ -146,9 +148,9 @@ struct Director {
     /// What plan asked the prober to attend to last.
     attended: (Vec<DeviceId>, bool),
     /// Answers owed to the scanner, sent together.
-    taken: Vec<inbox::CandidateKey>,
+    taken: Vec<claims::Taken>,
     /// What was taken and is counted as ready still, until the scanner has heard of it; and how many came before these.
-    unheard: VecDeque<inbox::CandidateKey>,
+    unheard: VecDeque<claims::Taken>,
     heard: u64,
     /// Finishes that the spool has answered.
     filed: u64,
@@ -159,6 +161,8 @@ struct Director {
     signals: u32,
     summary: Summary,
     counting: counting::Counting,
+    gaps: gaps::Gaps,
+    metrics: Arc<Metrics>,
     dirty: bool,
     published_at: Moment,
     number: u64,
@@ -224,6 +228,7 @@ impl Director {
         for decision in plan(&self.state, &self.snapshot) {
             self.carry_out(decision);
         }
+        self.forget_gaps();
         self.attend();
         self.answer_scanner();
         self.publish_if_due();
@@ -638,8 +643,8 @@ impl Director {
     fn answer_scanner(&mut self) {
         if !self.taken.is_empty() {
             let taken = std::mem::take(&mut self.taken);
-            self.unheard.extend(taken.iter().cloned());
-            self.to_scanner(inbox::Answer::Taken(taken));
+            self.to_scanner(inbox::Answer::Taken(taken.iter().map(|it| it.key.clone()).collect()));
+            self.unheard.extend(taken);
         }
     }
 }

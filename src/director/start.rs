@@ -17,6 +17,7 @@ use crate::devices::{HostMode, Snapshot, resolved};
 use crate::health::{Check, What};
 use crate::inbox;
 use crate::ledger;
+use crate::metrics::{self, Metrics};
 use crate::notifier::Notifier;
 use crate::root::{Root, RootError};
 use crate::spool;
@@ -153,6 +154,14 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         Some(source) => config::watch::start(source, &config).map_err(io("watch the configuration"))?,
         None => config::watch::Watcher::of_none(),
     };
+    let notifier = Notifier::new(root.path(), &config.notify);
+    let metrics = Arc::new(Metrics::new(metrics::Sources {
+        scans: scanner.scans.clone(),
+        spool: spool.pace.clone(),
+        ledger: ledger.entries.lag.clone(),
+        notifier: notifier.sent(),
+        events_dropped: guest.news.dropped(),
+    }));
     let board = api::Board::new(first_view(&root, first.mode));
     let (ask, requests) = guest.asks.clone().unwrap_or_else(|| bounded(REQUESTS));
     let token = config.api.token_file.as_deref().map(token).transpose()?;
@@ -162,6 +171,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         board: board.clone(),
         requests: ask,
         ended: Arc::new(api::Indexed::new(directories.clone(), ledger.entries.clone())),
+        metrics: metrics.clone(),
         listen: config.api.listen,
         token,
     })
@@ -197,6 +207,8 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         signals: 0,
         summary: Summary::default(),
         counting: Default::default(),
+        gaps: Default::default(),
+        metrics,
         dirty: true,
         published_at: Moment::default(),
         number: 0,
@@ -222,7 +234,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         prober,
         spool,
         ledger,
-        notifier: Notifier::new(root.path(), &config.notify),
+        notifier,
         config,
     };
     director.state.now = clock.now();
@@ -326,5 +338,6 @@ fn first_view(root: &Root, mode: HostMode) -> View {
             counters: Default::default(),
         },
         live: Vec::new(),
+        tallies: Default::default(),
     }
 }

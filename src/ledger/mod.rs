@@ -5,6 +5,7 @@
 //! speaks of a directory that was there when it was written; a reader never blocks the writer.
 
 mod counted;
+mod lag;
 mod query;
 mod rebuild;
 mod row;
@@ -26,6 +27,7 @@ use crate::health::Check;
 use crate::item::{JobRecord, ResultRecord};
 
 pub use counted::{Counted, Sums};
+pub use lag::Lag;
 pub use query::{QueryError, Reader, ReportedPage, Wanted};
 pub use row::Row;
 
@@ -112,6 +114,7 @@ pub struct Entries {
     dropped: Arc<AtomicU64>,
     /// Of the last entry.
     number: Arc<AtomicU64>,
+    pub lag: Arc<Lag>,
     in_hand: counted::InHand,
 }
 
@@ -122,7 +125,9 @@ impl Entries {
         if let Entry::Claimed { record, .. } = &entry {
             self.in_hand.insert(record.id);
         }
+        self.lag.is_sent(number);
         if self.queue.len() >= ENTRIES || self.queue.send((number, entry)).is_err() {
+            self.lag.is_dropped();
             self.dropped.fetch_add(1, Ordering::Release);
         }
         number
@@ -158,6 +163,7 @@ pub fn start(setup: Setup) -> std::io::Result<Ledger> {
         orders,
         dropped: Arc::new(AtomicU64::new(0)),
         number: Arc::new(AtomicU64::new(0)),
+        lag: Arc::default(),
         in_hand: counted::InHand::default(),
     };
     let counted = Counted::default();

@@ -16,7 +16,7 @@ use super::rebuild::{Progress, Survey, SurveyError};
 use super::row::{Account, CLAIMED};
 use super::schema::{self, Found, Store};
 use super::tables::{Tables, nanoseconds};
-use super::{Entries, Entry, Order, Setup};
+use super::{Entries, Entry, Lag, Order, Setup};
 use crate::health::{Check, What};
 use crate::item::JobId;
 
@@ -35,6 +35,7 @@ pub(super) struct Writer {
     orders: Receiver<Order>,
     dropped: Arc<AtomicU64>,
     in_hand: InHand,
+    lag: Arc<Lag>,
     tell: Tell,
     said: Option<Check>,
     started_at: i64,
@@ -117,6 +118,7 @@ impl Writer {
             orders,
             dropped: entries.dropped.clone(),
             in_hand: entries.in_hand.clone(),
+            lag: entries.lag.clone(),
             tell,
             said: None,
             started_at: nanoseconds(Timestamp::now()).unwrap_or_default(),
@@ -138,6 +140,9 @@ impl Writer {
             self.write(batch.entries, batch.lost);
             let looked = self.look_on();
             self.tell_sums(looked);
+            if !self.lost && self.retry_at.is_none() {
+                self.lag.is_written(self.upto);
+            }
             for answer in batch.flushes {
                 let _ = answer.send(());
             }

@@ -20,6 +20,7 @@ use super::claim::{Claim, Undo, no_room};
 use super::cordons;
 use super::finish::{Finish, Step};
 use super::ground::Ground;
+use super::pace::Pace;
 use super::retention::Retention;
 use super::revive::{self, Revived};
 use super::shelves::{self, Shelves};
@@ -112,6 +113,7 @@ pub(super) struct Desk {
     books: Books,
     retention: Retention,
     clock: Clock,
+    pace: Arc<Pace>,
     queue: VecDeque<Task>,
     /// Results that have their name, and become durable with the next round.
     named: Vec<Op>,
@@ -155,6 +157,7 @@ impl Desk {
             books: Books::new(tally),
             retention: Retention::default(),
             clock,
+            pace: Arc::default(),
             queue: VecDeque::new(),
             named: Vec::new(),
             stalled: Vec::new(),
@@ -175,6 +178,10 @@ impl Desk {
             answers,
             stopping: false,
         })
+    }
+
+    pub(super) fn pace(&self) -> Arc<Pace> {
+        self.pace.clone()
     }
 
     /// What recovery could not finish itself.
@@ -312,6 +319,7 @@ impl Desk {
             self.tried_again(refusal);
         }
         self.tell();
+        self.pace.rounds.count(self.clock.now().since(now));
     }
 
     /// The claims and the other things of the next group.
@@ -431,7 +439,11 @@ impl Desk {
         let mut outcome = self.ground.faults.at("round.sync");
         if outcome.is_ok() {
             match how {
-                How::Whole => outcome = self.syncer.whole(),
+                How::Whole => {
+                    let began = self.clock.now();
+                    outcome = self.syncer.whole();
+                    self.pace.whole.count(self.clock.now().since(began));
+                }
                 How::Each => {
                     let (began, things) = (self.clock.now(), ops.len());
                     let chain = self.chain(ops);
@@ -439,7 +451,9 @@ impl Desk {
                     outcome = chain.and_then(|chain| {
                         self.syncer.beside(chain, || ops.retain_mut_into(|op| op.sync_each(&ground), refused)).1
                     });
-                    self.syncer.each_took(things, self.clock.now().since(began));
+                    let took = self.clock.now().since(began);
+                    self.syncer.each_took(things, took);
+                    self.pace.each.count(took);
                 }
             }
         }
