@@ -14,6 +14,7 @@ use crate::config::Route;
 use crate::devices::{Cordon, CordonBy, DeviceId};
 use crate::item::{self, Attempt, Ending, JobId, JobRecord, Outcome, Reason, StopWhy};
 use crate::state::{State, Streak};
+use crate::symptoms::speaks_of_device;
 use crate::units::Moment;
 use crate::worker::{End, Report, Said};
 
@@ -188,7 +189,7 @@ fn verdict(case: &Case, device_lost: bool) -> Fault {
     };
     let out_of_memory = || {
         let what = told("out of memory".to_owned());
-        match case.earlier.iter().any(|attempt| attempt.reason == Some(Reason::OutOfMemory)) {
+        match case.was_out_of_memory() {
             true => item(Reason::OutOfMemory, what),
             // Somebody else may have held the memory.
             false => Fault::Elsewhere { reason: Reason::OutOfMemory, what, avoid: true },
@@ -205,8 +206,17 @@ fn verdict(case: &Case, device_lost: bool) -> Fault {
             Reason::Timeout,
             format!("its resident worker was not ready within {}", humantime::format_duration(*within)),
         ),
+        // Somebody else may have held the memory: once more, elsewhere, behind what was merged.
+        End::BatchFailed(error) if report.out_of_memory => {
+            let what = format!("out of memory: {}", words(error));
+            match case.was_out_of_memory() {
+                true => Fault::Final { reason: Reason::OutOfMemory, what },
+                false => Fault::Elsewhere { reason: Reason::OutOfMemory, what, avoid: true },
+            }
+        }
         // Its own retries lie behind each batch; what was merged stays, for a retry by hand.
         End::BatchFailed(error) => Fault::Final { reason: Reason::Exit, what: words(error) },
+        End::OutputTaken(error) => Fault::Final { reason: Reason::MissingOutput, what: words(error) },
         End::BadInput(error) => Fault::Final { reason: Reason::Invalid, what: words(error) },
         // What a worker says, or how it says it, is its own doing: a GPU that fails shows itself by an exit or a signal.
         End::Protocol(error) => {
@@ -259,6 +269,10 @@ impl Case<'_> {
     fn devices(&self) -> &[DeviceId] {
         let reported = self.record.attempts.iter().find(|attempt| attempt.n == self.report.attempt);
         reported.map_or(&[], |attempt| &attempt.devices)
+    }
+
+    fn was_out_of_memory(&self) -> bool {
+        self.earlier.iter().any(|attempt| attempt.reason == Some(Reason::OutOfMemory))
     }
 
     fn counted(&self, reason: Reason, what: String, against_device: bool) -> Assessment {
@@ -331,13 +345,6 @@ impl Case<'_> {
             finish(Outcome::Failed, Reason::Poison, message)
         })
     }
-}
-
-/// Whether a worker's own words tell of its device: the names of CUDA's, HIP's and their libraries' errors.
-fn speaks_of_device(error: &str) -> bool {
-    const WORDS: [&str; 7] =
-        ["CUDA error", "CUDA_ERROR_", "CUDNN_STATUS_", "CUBLAS_STATUS_", "HIP error", "NCCL error", "cudaError"];
-    WORDS.iter().any(|words| error.contains(words))
 }
 
 /// How long a job that a new director finds still has to wait for its next attempt: what is left of its backoff. Never

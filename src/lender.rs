@@ -14,7 +14,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, at, bounded, never, select_biased, unbounded};
 use jiff::Timestamp;
 
-use crate::config::{self, Backend, Route};
+use crate::config::{self, Backend, Route, limits};
 use crate::devices::pin::Cores;
 use crate::devices::prober::{self, Ask as Question, Prober};
 use crate::devices::{Cordon, CordonBy, DeviceId, HostMode, Locks, Pin, Reading, Snapshot, cpu_slots, pin, resolved};
@@ -62,6 +62,17 @@ pub(crate) struct NoDevices {
 
 /// Looks at the devices, and begins to lend where there are GPUs.
 pub(crate) fn open(terms: Terms) -> Result<Ground, NoDevices> {
+    terms.rules.check().map_err(|what| NoDevices {
+        what: format!("{}: {what}", terms.name),
+        help: "change the rules for the devices; `Rules::default()` are those of a configuration that says nothing"
+            .to_owned(),
+    })?;
+    if !limits::GPUS.contains(&terms.gpus) {
+        return Err(NoDevices {
+            what: format!("{} asks for {} GPUs at a time", terms.name, terms.gpus),
+            help: format!("ask for at most {}", limits::GPUS.end()),
+        });
+    }
     let rules = resolved(&terms.rules);
     let slots = cpu_slots(&rules) as usize;
     if terms.gpus == 0 || (rules.backend == Backend::Cpu && terms.cpu_fallback) {

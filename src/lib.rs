@@ -88,6 +88,7 @@ pub mod root;
 pub mod spool;
 #[doc(hidden)]
 pub mod state;
+mod symptoms;
 #[doc(hidden)]
 pub mod sys;
 #[doc(hidden)]

@@ -5,7 +5,10 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::OnceLock;
+
+use ulid::Ulid;
 
 use crate::item::JobId;
 
@@ -50,6 +53,38 @@ impl ProcStat {
     }
 }
 
+/// Whose a process is: a job's; and which of its runs', where it has several side by side, such as the batches of a big line file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) job: JobId,
+    pub(crate) run: Option<Ulid>,
+}
+
+impl Owner {
+    /// Where a run stands in the environment.
+    pub(crate) const RUN: &str = "GAMDOK_RUN";
+
+    /// By the environment that the process was started with. `process` is its directory in `/proc`.
+    pub(crate) fn of(process: &Path) -> Option<Owner> {
+        Owner::within(&fs::read(process.join("environ")).ok()?)
+    }
+
+    fn within(environment: &[u8]) -> Option<Owner> {
+        Some(Owner { job: job_in(environment)?, run: value_in(environment, Owner::RUN) })
+    }
+
+    /// Whether all that is the other's is this one's, too.
+    pub(crate) fn includes(&self, other: Owner) -> bool {
+        self.job == other.job && (self.run.is_none() || self.run == other.run)
+    }
+}
+
+impl From<JobId> for Owner {
+    fn from(job: JobId) -> Owner {
+        Owner { job, run: None }
+    }
+}
+
 /// The job whose `GAMDOK_ID` stands in the environment a process was started with; nothing where that can't be read.
 /// `process` is its directory in `/proc`.
 pub(crate) fn job_of(process: &Path) -> Option<JobId> {
@@ -57,8 +92,13 @@ pub(crate) fn job_of(process: &Path) -> Option<JobId> {
 }
 
 fn job_in(environment: &[u8]) -> Option<JobId> {
-    let entry = environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"GAMDOK_ID="))?;
-    std::str::from_utf8(entry).ok()?.parse().ok()
+    value_in(environment, "GAMDOK_ID")
+}
+
+fn value_in<T: FromStr>(environment: &[u8], key: &str) -> Option<T> {
+    let of_key = |entry: &&[u8]| entry.strip_prefix(key.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
+    let entry = environment.split(|byte| *byte == 0).find(of_key)?;
+    std::str::from_utf8(&entry[key.len() + 1..]).ok()?.parse().ok()
 }
 
 /// Which boot this is: no process of another one can be alive. Empty where the system doesn't say.
@@ -116,5 +156,21 @@ mod tests {
         check(format!("XGAMDOK_ID={id}\0"), None);
         check("GAMDOK_ID=nonsense\0".to_owned(), None);
         check(String::new(), None);
+    }
+
+    #[test]
+    fn a_jobs_runs_are_told_apart() {
+        let (id, run) = ("01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ");
+        let owner = |environment: String| Owner::within(environment.as_bytes());
+        let whole = owner(format!("GAMDOK_ID={id}\0"));
+        let one = owner(format!("GAMDOK_RUN={run}\0A=1\0GAMDOK_ID={id}\0"));
+        assert_eq!(whole, Some(Owner { job: id.parse().unwrap(), run: None }));
+        assert_eq!(one, Some(Owner { run: Some(run.parse().unwrap()), ..whole.unwrap() }));
+        assert_eq!(owner(format!("GAMDOK_RUN={run}\0")), None);
+        let another = Owner { run: Some(Ulid::nil()), ..one.unwrap() };
+        let includes = |one: Owner, other: Owner| (one.includes(other), other.includes(one));
+        assert_eq!(includes(whole.unwrap(), one.unwrap()), (true, false));
+        assert_eq!(includes(one.unwrap(), another), (false, false));
+        assert_eq!(includes(whole.unwrap(), Owner { job: JobId(Ulid::nil()), ..whole.unwrap() }), (false, false));
     }
 }

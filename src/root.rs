@@ -346,16 +346,22 @@ impl Root {
         // The scanner ignores names that start with a dot.
         let mut noreplace = true;
         for kind in ["file", "dir"] {
-            let name = format!(".gamdok-probe-{}-{kind}", std::process::id());
+            // Always the same, under the root's lock: what a killed director left of it is found and removed.
+            let name = format!(".gamdok-probe-{kind}");
+            self.remove_probe(&name);
             let outcome = self.probe_one(&name, kind == "dir", &mut noreplace);
-            for place in PLACES {
-                let path = format!("{place}/{name}");
-                let _ = rustix::fs::unlinkat(&self.dir, &path, AtFlags::empty());
-                let _ = rustix::fs::unlinkat(&self.dir, &path, AtFlags::REMOVEDIR);
-            }
+            self.remove_probe(&name);
             outcome?;
         }
         Ok(Probe { noreplace, network: self.is_network() })
+    }
+
+    fn remove_probe(&self, name: &str) {
+        for place in PLACES {
+            let path = format!("{place}/{name}");
+            let _ = rustix::fs::unlinkat(&self.dir, &path, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&self.dir, &path, AtFlags::REMOVEDIR);
+        }
     }
 
     fn probe_one(&self, name: &str, dir: bool, noreplace: &mut bool) -> Result<(), RootError> {
@@ -653,6 +659,9 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         Root::init(temp.path()).unwrap();
         let root = Root::open(temp.path()).unwrap();
+        // A director that was killed in its probe left this.
+        std::fs::write(temp.path().join("claimed/.gamdok-probe-file"), "").unwrap();
+        std::fs::create_dir(temp.path().join("done/.gamdok-probe-dir")).unwrap();
         assert!(root.probe().unwrap().noreplace);
         for place in PLACES {
             assert_eq!(std::fs::read_dir(temp.path().join(place)).unwrap().count(), 0, "{place}");

@@ -396,10 +396,16 @@ impl State {
     pub fn set_pid(&mut self, id: JobId, pid: i32) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.pid = Some(pid);
+        self.set_group(id, pid);
+    }
+
+    /// What works on its devices is in this process group.
+    pub fn set_group(&mut self, id: JobId, group: i32) {
+        let Some(job) = self.jobs.get(&id) else { return };
         for device in job.stage.leased() {
             let leases = self.devices.get_mut(device).map(|device| &mut device.leases.held);
             if let Some(lease) = leases.and_then(|held| held.iter_mut().find(|lease| lease.job == id)) {
-                lease.group = Some(pid);
+                lease.group = Some(group);
             }
         }
     }

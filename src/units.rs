@@ -85,10 +85,13 @@ impl Clock {
         Moment(self.started.elapsed())
     }
 
-    /// The instant that `moment` names, for waits.
+    /// The instant that `moment` names, for waits; a far one, where no clock reaches as far as that.
     pub fn instant(&self, moment: Moment) -> Instant {
-        self.started + moment.0
+        self.started.checked_add(moment.0).unwrap_or_else(|| self.started + Clock::FAR)
     }
+
+    /// 136 years.
+    const FAR: Duration = Duration::from_secs(u32::MAX as u64);
 }
 
 #[cfg(test)]
@@ -106,5 +109,13 @@ mod tests {
         check("1kB", 1000, "1000 B");
         check("17", 17, "17 B");
         assert!("8 cows".parse::<Bytes>().is_err());
+    }
+
+    #[test]
+    fn a_wait_without_end_is_a_long_one() {
+        let clock = Clock::start();
+        for moment in [Moment(Duration::MAX), clock.now() + Duration::MAX] {
+            assert!(clock.instant(moment) >= clock.instant(Moment(Duration::from_secs(1 << 30))));
+        }
     }
 }

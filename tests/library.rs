@@ -76,6 +76,8 @@ fn a_closure_and_a_command_leave_the_same_behind() {
     let (ours, theirs) = (result(&closure), result(&command));
     let fields = |of: &Value| of["attempts"][0].as_object().expect("an attempt").keys().cloned().collect::<Vec<_>>();
     assert_eq!(fields(&ours), fields(&theirs));
+    // A closure runs in this very process.
+    assert_eq!(ours["attempts"][0]["pid"], json!(std::process::id()));
     assert_eq!((&ours["attempts"][0]["exit_code"], &theirs["attempts"][0]["exit_code"]), (&Value::Null, &json!(0)));
 
     let (code, status) = world.gamdok(&["status"]);
@@ -98,11 +100,21 @@ fn errors_and_panics_are_tried_again_and_stop_nothing() {
             Some("hopeless") => return Err(Failure::for_good("never")),
             Some("second") if seen.fetch_add(1, Ordering::Relaxed) == 0 => return Err(Failure::new("once")),
             Some("deceives") => job.count("", 1.0),
-            Some("misses") => return Ok(()),
+            Some("infinite") => job.count("n", f64::INFINITY),
+            // With its quotes.
+            Some("long") => return Ok(Value::from("x".repeat((1 << 20) - 1))),
+            Some("longest") => {
+                job.progress(f64::NAN, &"x".repeat(2 << 20));
+                fs::write(job.out().join("made"), "")?;
+                return Ok(Value::from("x".repeat((1 << 20) - 2)));
+            }
+            Some("deep") => return Ok((0..101).fold(Value::Null, |inner, _| Value::from(vec![inner]))),
+            Some("complains") => return Err(Failure::new("e".repeat(2 << 20))),
+            Some("misses") => return Ok(Value::Null),
             _ => {}
         }
         fs::write(job.out().join("made"), "")?;
-        Ok(())
+        Ok(Value::Null)
     });
     let work = work.cpu().retries(1).backoff(Duration::ZERO).outputs(["made"]);
     let director = world.builder().route(work).start().expect("it starts");
@@ -117,11 +129,17 @@ fn errors_and_panics_are_tried_again_and_stop_nothing() {
     check("fails", (How::Failed, Some("reported"), 2), "not today");
     check("hopeless", (How::Failed, Some("reported"), 1), "never");
     check("second", (How::Done, None, 2), "");
-    check("deceives", (How::Failed, Some("protocol"), 2), "broke the protocol");
+    check("deceives", (How::Failed, Some("reported"), 2), "its closure counted a counter's name has 1 to 200 bytes");
+    check("infinite", (How::Failed, Some("reported"), 2), "its closure counted `n` by inf, which is no number");
+    let longest = "its closure's result has 1048577 bytes as JSON, the longest may have 1048576: write it to a file";
+    check("long", (How::Failed, Some("reported"), 2), longest);
+    check("deep", (How::Failed, Some("reported"), 2), "a result that is nested deeper than 100 levels");
+    check("longest", (How::Done, None, 1), "");
+    check("complains", (How::Failed, Some("reported"), 2), "eeee");
     check("misses", (How::Failed, Some("missing-output"), 2), "no output matches made");
     check("well", (How::Done, None, 1), "");
-    assert_eq!(director.join().expect("it ends").failed, 5);
-    assert_eq!(events.filter(|event| word(event) == Some("retrying")).count(), 5);
+    assert_eq!(director.join().expect("it ends").failed, 9);
+    assert_eq!(events.filter(|event| word(event) == Some("retrying")).count(), 9);
 }
 
 #[test]
@@ -293,7 +311,7 @@ fn a_director_that_cannot_be_is_told() {
     let is_route: fn(&Error) -> bool = |error| matches!(error, Error::Route { .. });
     let is_setting: fn(&Error) -> bool = |error| matches!(error, Error::Settings(_));
     check(Director::builder().route(route()), is_setting, "needs a root");
-    check(world.builder().cpu_slots(0), is_setting, "at least one slot");
+    check(world.builder().cpu_slots(0), is_setting, "`cpu_slots` is 0: it must be from 1 to 1024");
     check(world.builder().route(route()).route(route()), is_route, "another route has this name");
     check(world.builder().route(route().timeout(LIMIT)), is_route, "a timeout can't end a closure");
     let unmade = Director::builder().root(world.root()).route(route());
@@ -362,4 +380,58 @@ fn only(world: &World, state: &str) -> (Value, PathBuf) {
     assert_eq!(jobs.len(), 1, "{jobs:?}");
     let dir = jobs.remove(0);
     (serde_json::from_slice(&fs::read(dir.join("result.json")).expect("a result")).expect("JSON"), dir)
+}
+
+#[test]
+fn a_submission_that_is_taken_out_of_the_inbox_is_told_of() {
+    let world = World::new();
+    let route = Route::closure("any", |_| Ok(())).cpu();
+    let director = world.builder().route(route).start().expect("it starts");
+    let lies = |name: &str| world.root().join("inbox").join(name);
+    let end = |submission: gamdok::service::Submission| match submission.wait_timeout(LIMIT) {
+        Ok(ended) => ended.map(|ended| ended.outcome),
+        Err(_) => panic!("nobody was told"),
+    };
+    // Before anybody looked, or at the very moment of the claim: it is the one or the other.
+    for n in 0..50 {
+        let name = format!("early-{n}");
+        let submission = director.submit_bytes(&name, b"").expect("submitted");
+        let removed = fs::remove_file(lies(&name)).is_ok();
+        assert_eq!(end(submission), if removed { Err(Error::Withdrawn) } else { Ok(How::Done) });
+    }
+    // While it waits to be claimed; and another one takes its place.
+    director.pause().expect("paused");
+    let gone = director.submit_bytes("gone", b"").expect("submitted");
+    let replaced = director.submit_bytes("replaced", b"ours").expect("submitted");
+    fs::remove_file(lies("gone")).expect("removed");
+    let theirs = world.dir.path().join("theirs");
+    fs::write(&theirs, "theirs").expect("another file");
+    fs::rename(&theirs, lies("replaced")).expect("replaced");
+    assert_eq!((end(gone), end(replaced)), (Err(Error::Withdrawn), Err(Error::Withdrawn)));
+    // Its name is free again.
+    let again = director.submit_bytes("gone", b"").expect("submitted");
+    director.resume().expect("resumed");
+    assert_eq!(end(again), Ok(How::Done));
+    assert!(director.wait_timeout(LIMIT), "nothing is left to wait for");
+}
+
+#[test]
+fn what_would_never_be_taken_is_not_submitted() {
+    let world = World::new();
+    let route = Route::closure("large", |_| Ok(())).cpu().min_bytes(gamdok::rules::Bytes(4));
+    let director = world.builder().ignore(["*.bak"]).route(route).start().expect("it starts");
+    let check = |name: &str, content: &str, words: &str| {
+        let refused = director.submit_bytes(name, content.as_bytes()).expect_err("refused").to_string();
+        assert!(refused.contains(words), "{refused}");
+    };
+    check("a.bak", "long enough", "are temporary files to the inbox, or ignored");
+    check("a.part", "long enough", "are temporary files to the inbox, or ignored");
+    check("small", "abc", "route `large` takes items of at least 4 B");
+    check("a/b", "long enough", "a name has no `/` in it");
+    check("..", "long enough", "this path ends in no name");
+    check("", "long enough", "this path ends in no name");
+    check("nul\0", "long enough", "a path has no NUL byte in it");
+    check(&"n".repeat(256), "long enough", "File name too long");
+    assert!(director.submit_bytes("a", b"abcd").expect("submitted").wait().expect("an outcome").is_done());
+    assert!(director.subscribe_with(usize::MAX).dropped() == 0 && director.wait_timeout(Duration::MAX));
 }

@@ -320,6 +320,19 @@ fn a_lost_gpu_is_out_at_once_and_leaves_the_others_alone() {
 }
 
 #[test]
+fn a_gpu_that_cannot_say_who_it_is_is_shown_all_the_same() {
+    let lost = Gpu { errors: vec![("all", LOST)], ..Gpu::idle(1) };
+    let silent = Gpu { errors: vec![("uuid", UNKNOWN)], ..Gpu::idle(3) };
+    scenario(gpus(&[lost, Gpu::idle(2), silent]), |world| {
+        // By the index that the driver counts it at: GPU-at-index-0 and -2.
+        let off = "GPU-a unhealthy: lost: fell off the bus, or no longer listed by the driver";
+        let unknown = "GPU-a unknown: the driver hasn't told anything of it yet: NVML: an internal driver \
+                       error occurred";
+        world.until(&["GPU-2 free: idle", off, unknown]);
+    });
+}
+
+#[test]
 fn a_refused_gpu_is_left_out() {
     let refused = Gpu { errors: vec![("handle", NO_PERMISSION)], ..Gpu::idle(1) };
     scenario(gpus(&[refused, Gpu::idle(2)]), |world| world.until(&["GPU-2 free: idle"]));

@@ -8,59 +8,38 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use support::World;
+use support::{HELPER, World};
 
-const HELPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python");
-
-/// A bare worker: what each item says decides what becomes of it. `log` counts the processes.
+/// What each item says decides what becomes of it.
 const BARE: &str = r#"
-import json, os, sys
-channel = os.fdopen(int(os.environ["GAMDOK_FD"]), "rb+", buffering=0)
-def say(**message): channel.write(json.dumps(message).encode() + b"\n")
-open(sys.argv[1], "a").write(f"{os.getpid()}\n")
-if "never" in sys.argv:
-    import time; time.sleep(600)
-if "exits" in sys.argv:
-    print("no model here", file=sys.stderr); sys.exit(3)
-say(type="ready")
-rest = b""
-while True:
-    data = channel.read(65536)
-    if not data: break
-    *lines, rest = (rest + data).split(b"\n")
-    for line in lines:
-        message = json.loads(line)
-        if message["type"] == "stop": sys.exit(0)
-        texts = [open(os.fsencode(item["item"])).read() for item in message["items"]]
-        if "crash" in texts: os.kill(os.getpid(), 11)
-        for item in message["items"]:
-            what, id = open(os.fsencode(item["item"])).read(), item["id"]
-            if what == "nonsense": channel.write(b"hello\n")
-            elif what == "long": channel.write(b"x" * (2 << 20) + b"\n")
-            elif what == "stranger": say(type="done", id="01ARZ3NDEKTSV4RRFFQ69G5FAV")
-            elif what == "leave": sys.exit(0)
-            elif what == "hang":
-                import time; time.sleep(600)
-            elif what == "fail": say(type="failed", id=id, error="cannot do that")
-            elif what == "refuse": say(type="failed", id=id, error="not audio", retry=False)
-            elif what == "oom": say(type="failed", id=id, error="CUDA out of memory. Tried to allocate 2 GiB")
-            elif what == "print":
-                print("to stdout", flush=True); print("to stderr", file=sys.stderr, flush=True); say(type="done", id=id)
-            elif what == "unknown": say(type="weather", sky="blue"); say(type="done", id=id)
-            elif what == "twice": say(type="done", id=id, result=1); say(type="done", id=id, result=2)
-            elif what == "last": say(type="done", id=id); sys.exit(0)
-            else: say(type="done", id=id, result={"pid": os.getpid(), "batch": len(message["items"])})
+def take(items):
+    texts = [open(os.fsencode(item["item"])).read() for item in items]
+    if "crash" in texts: os.kill(os.getpid(), 11)
+    for what, id in zip(texts, [item["id"] for item in items]):
+        if did(what, id): pass
+        elif what == "long": channel.write(b"x" * (2 << 20) + b"\n")
+        elif what == "hang":
+            open(at + "/pid.new", "w").write(str(os.getpid())); os.rename(at + "/pid.new", at + "/pid")
+            time.sleep(600)
+        elif what == "oom": say(type="failed", id=id, error="CUDA out of memory. Tried to allocate 2 GiB")
+        elif what == "print":
+            print("to stdout", flush=True); print("to stderr", file=sys.stderr, flush=True); say(type="done", id=id)
+        elif what == "twice": say(type="done", id=id, result=1); say(type="done", id=id, result=2)
+        elif what == "reads on":
+            import select; select.select([channel], [], [], 5)
+            channel.read(65536); say(type="done", id=id); sys.exit(0)
+        else: say(type="done", id=id, result={"pid": os.getpid(), "batch": len(items)})
 "#;
 
-fn bare(extra: &str, slots: usize, args: &str) -> World {
+fn bare(extra: &str, slots: usize) -> World {
     let settings = format!("[inbox]\nsettle = \"0s\"\n[devices]\nuse = \"cpu\"\ncpu_slots = {slots}\n");
     let world = World::with(&settings, "");
-    fs::write(world.scratch("worker.py"), BARE).expect("write the worker");
-    let (worker, log) = (world.scratch("worker.py"), world.scratch("processes"));
-    let command = format!("[\"python3\", {:?}, {:?}{args}]", worker, log);
+    fs::write(world.scratch("worker.py"), support::bare_worker(BARE)).expect("write the worker");
     let route = format!(
         "[[route]]\nname = \"r\"\nmode = \"resident\"\ngpus = 0\nretries = 1\nbackoff = \"10ms\"\nkill_grace = \"200ms\"\n\
-         command = {command}\n{extra}\n"
+         command = [\"python3\", {:?}]\nenv = {{ AT = {:?} }}\n{extra}\n",
+        world.scratch("worker.py"),
+        world.dir.path()
     );
     world.configure(&settings, &route);
     world
@@ -68,7 +47,7 @@ fn bare(extra: &str, slots: usize, args: &str) -> World {
 
 /// The processes that were started.
 fn processes(world: &World) -> usize {
-    fs::read_to_string(world.scratch("processes")).unwrap_or_default().lines().count()
+    support::processes(world).len()
 }
 
 fn pids(world: &World) -> BTreeSet<i64> {
@@ -81,7 +60,7 @@ fn log(dir: &Path, attempt: u32) -> String {
 
 #[test]
 fn one_process_takes_many_items_and_is_told_to_stop_at_the_end() {
-    let world = bare("", 1, "");
+    let world = bare("", 1);
     for n in 0..40 {
         world.drop_file(format!("item-{n}"), b"fine");
     }
@@ -101,7 +80,7 @@ fn one_process_takes_many_items_and_is_told_to_stop_at_the_end() {
 #[test]
 fn whatever_a_worker_does_its_item_gets_a_reason_and_no_other_suffers() {
     let check = |what: &str, outcome: &str, message: &str| {
-        let world = bare("timeout = \"1s\"", 1, "");
+        let world = bare("timeout = \"1s\"", 1);
         world.drop_file("a", b"fine");
         world.drop_file("b", what.as_bytes());
         world.drop_file("c", b"fine");
@@ -128,17 +107,19 @@ fn whatever_a_worker_does_its_item_gets_a_reason_and_no_other_suffers() {
     check("leave", "failed protocol", "without an answer");
     check("hang", "failed timeout", "over its time of 1s");
     check("fail", "failed reported", "cannot do that");
-    check("refuse", "failed reported", "not audio");
+    check("refuse", "failed reported", "not a word");
     check("oom", "failed out-of-memory", "out of memory");
     check("print", "done -", "-");
     check("unknown", "done -", "-");
     check("twice", "done -", "-");
     check("last", "done -", "-");
+    // With the next message read already.
+    check("reads on", "done -", "-");
 }
 
 #[test]
 fn what_is_printed_over_an_item_is_that_items_log() {
-    let world = bare("", 1, "");
+    let world = bare("", 1);
     world.drop_file("quiet", b"fine");
     world.drop_file("loud", b"print");
     world.once();
@@ -151,7 +132,7 @@ fn what_is_printed_over_an_item_is_that_items_log() {
 #[test]
 fn a_failure_replaces_the_worker_unless_it_says_that_the_item_is_bad_for_good() {
     let check = |what: &str, same: bool| {
-        let world = bare("", 1, "");
+        let world = bare("", 1);
         world.drop_file("a", b"fine");
         world.drop_file("b", what.as_bytes());
         world.drop_file("c", b"fine");
@@ -165,8 +146,9 @@ fn a_failure_replaces_the_worker_unless_it_says_that_the_item_is_bad_for_good() 
 
 #[test]
 fn a_worker_that_never_gets_ready_fails_the_item_it_was_started_for() {
-    let check = |args: &str, within: &str, outcome: &str, message: &str| {
-        let world = bare(&format!("resident = {{ ready_timeout = \"{within}\" }}"), 1, args);
+    let check = |sign: &str, within: &str, outcome: &str, message: &str| {
+        let world = bare(&format!("resident = {{ ready_timeout = \"{within}\" }}"), 1);
+        fs::write(world.scratch(sign), "").expect("a sign for the worker");
         world.drop_file("a", b"fine");
         world.once();
         assert_eq!(world.outcomes(), [format!("a {outcome}")]);
@@ -175,9 +157,9 @@ fn a_worker_that_never_gets_ready_fails_the_item_it_was_started_for() {
         assert_eq!(result["attempts"].as_array().map(Vec::len), Some(2), "{result}");
         assert!(result["attempts"][0]["pid"].as_i64().is_some(), "{result}");
     };
-    check(", \"never\"", "300ms", "failed timeout", "not ready within 300ms");
-    check(", \"exits\"", "1m", "failed exit", "exit code 3");
-    let world = bare("", 1, "");
+    check("never", "300ms", "failed timeout", "not ready within 300ms");
+    check("exits", "1m", "failed exit", "exit code 3");
+    let world = bare("", 1);
     let text = fs::read_to_string(world.root.join("gamdok.toml")).expect("read");
     fs::write(world.root.join("gamdok.toml"), text.replace("\"python3\"", "\"no-such-program\"")).expect("write");
     world.drop_file("a", b"fine");
@@ -187,7 +169,7 @@ fn a_worker_that_never_gets_ready_fails_the_item_it_was_started_for() {
 
 #[test]
 fn a_batch_is_handed_over_as_one_message_and_halved_until_the_poison_stands_alone() {
-    let world = bare("batch = { max_items = 16, max_wait = \"60s\" }", 1, "");
+    let world = bare("batch = { max_items = 16, max_wait = \"60s\" }", 1);
     for n in 0..15 {
         world.drop_file(format!("item-{n:02}"), b"fine");
     }
@@ -204,7 +186,7 @@ fn a_batch_is_handed_over_as_one_message_and_halved_until_the_poison_stands_alon
 
 #[test]
 fn a_full_batch_goes_at_once_and_a_short_one_when_its_time_is_over() {
-    let world = bare("batch = { max_items = 4, max_wait = \"400ms\" }", 1, "");
+    let world = bare("batch = { max_items = 4, max_wait = \"400ms\" }", 1);
     for n in 0..6 {
         world.drop_file(format!("item-{n}"), b"fine");
     }
@@ -217,20 +199,21 @@ fn a_full_batch_goes_at_once_and_a_short_one_when_its_time_is_over() {
 
 #[test]
 fn a_worker_is_replaced_after_max_items_and_gone_after_its_idle_timeout() {
-    let world = bare("resident = { max_items = 3 }", 1, "");
+    let world = bare("resident = { max_items = 3 }", 1);
     for n in 0..7 {
         world.drop_file(format!("item-{n}"), b"fine");
     }
     world.once();
     assert_eq!((processes(&world), pids(&world).len()), (3, 3));
 
-    let world = bare("resident = { idle_timeout = \"200ms\" }", 1, "");
+    let world = bare("resident = { idle_timeout = \"200ms\" }", 1);
     let service = world.start();
     world.drop_file("a", b"fine");
     world.wait();
     let idle = world.until("it is idle", |status| status["residents"][0]["state"] != "busy");
     assert_eq!(idle["devices"][0]["leases"].as_array().map(Vec::len), Some(0), "{idle}");
-    world.until("it is gone", |status| status["residents"].as_array().is_some_and(Vec::is_empty));
+    let gone = world.until("it is gone", |status| status["residents"].as_array().is_some_and(Vec::is_empty));
+    assert_eq!(gone["counters"], serde_json::json!({"stops": 1}), "no item's, and not lost");
     world.drop_file("b", b"fine");
     world.wait();
     assert_eq!(processes(&world), 2);
@@ -239,7 +222,7 @@ fn a_worker_is_replaced_after_max_items_and_gone_after_its_idle_timeout() {
 
 #[test]
 fn another_routes_item_gets_the_slot_of_a_worker_that_has_nothing_to_do() {
-    let world = bare("match = [\"r-*\"]", 1, "");
+    let world = bare("match = [\"r-*\"]", 1);
     let text = fs::read_to_string(world.root.join("gamdok.toml")).expect("read");
     let other = "[[route]]\nname = \"other\"\ngpus = 0\ncommand = [\"true\"]\n";
     fs::write(world.root.join("gamdok.toml"), format!("{text}{other}")).expect("write");
@@ -258,20 +241,22 @@ fn another_routes_item_gets_the_slot_of_a_worker_that_has_nothing_to_do() {
 
 #[test]
 fn a_cancelled_item_ends_and_the_next_one_gets_a_new_worker() {
-    let world = bare("", 1, "");
-    let service = world.start();
+    let world = bare("", 1);
     world.drop_file("a", b"hang");
+    support::cancel_at_work(&world, "a");
+    let service = world.start();
+    world.drop_file("b", b"hang");
     world.until("it runs", |status| status["running"].as_array().is_some_and(|running| !running.is_empty()));
-    world.drop_file("b", b"fine");
-    world.ok(&["cancel", "a"]);
+    world.drop_file("c", b"fine");
+    world.ok(&["cancel", "b"]);
     world.wait();
-    assert_eq!(world.outcomes(), ["a cancelled cancelled", "b done -"]);
-    assert_eq!(service.stop(), 0);
+    assert_eq!(world.outcomes(), ["a cancelled cancelled", "b cancelled cancelled", "c done -"]);
+    assert_eq!((processes(&world), service.stop()), (3, 0));
 }
 
 #[test]
 fn a_second_signal_ends_the_workers_and_their_items_run_again() {
-    let world = bare("", 1, "");
+    let world = bare("", 1);
     let mut service = world.start();
     world.drop_file("a", b"hang");
     world.until("it runs", |status| status["running"].as_array().is_some_and(|running| !running.is_empty()));
@@ -288,7 +273,7 @@ fn a_second_signal_ends_the_workers_and_their_items_run_again() {
 
 #[test]
 fn a_killed_director_leaves_no_worker_and_each_item_has_one_outcome() {
-    let world = bare("", 2, "");
+    let world = bare("", 2);
     world.drop_file("hangs", b"hang");
     let service = world.start();
     world.until("it runs", |status| status["running"].as_array().is_some_and(|running| !running.is_empty()));

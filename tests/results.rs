@@ -5,9 +5,7 @@ mod support;
 use std::fs;
 
 use serde_json::{Value, json};
-use support::{World, text};
-
-const HELPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python");
+use support::{HELPER, World, text};
 
 fn oneshot(more: &str, script: &str) -> String {
     let script = script.replace('{', "{{").replace('}', "}}");

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
-use support::World;
+use support::{HELPER, World, is_gone};
 
 /// A root with CPU slots and one route whose command is this script, run once for each batch.
 fn world(slots: usize, split: &str, script: &str, extra: &str) -> World {
@@ -26,8 +26,6 @@ fn configure(world: &World, settings: &str, split: &str, script: &str, extra: &s
     );
     world.configure(settings, &route);
 }
-
-const HELPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python");
 
 /// The same with a resident worker in Python for each slot.
 fn resident(slots: usize, split: &str, script: &str, extra: &str) -> World {
@@ -218,6 +216,141 @@ fn what_cannot_be_cut_or_run_is_said_clearly() {
     );
 }
 
+#[test]
+fn a_program_that_cannot_start_ends_big_line_files_as_it_ends_any_item() {
+    let check = |command: &str, cwd: &str, message: &str| {
+        let world = world(2, "lines = 1", "exec cat\n", "");
+        let kinds = [
+            ("plain", ""),
+            ("lines", "split = { lines = 1 }\n"),
+            ("kept", "split = { lines = 1 }\nmode = \"resident\"\n"),
+        ];
+        let route = |(name, kind): &(&str, &str)| {
+            let route = format!(
+                "[[route]]\nname = {name:?}\nmatch = [\"{name}.*\"]\ngpus = 0\nretries = 1\nbackoff = \"10ms\"\n"
+            );
+            format!("{route}command = {command}\ncwd = {cwd:?}\n{kind}")
+        };
+        world.configure(
+            "[inbox]\nsettle = \"0s\"\n[devices]\nuse = \"cpu\"\ncpu_slots = 2\n",
+            &kinds.iter().map(route).collect::<String>(),
+        );
+        kinds.iter().for_each(|(name, _)| world.drop_file(format!("{name}.txt"), b"1\n2\n3\n"));
+        world.once();
+        world.assert_empty();
+        let told = |name: &str| {
+            let (_, result) = world.result(&format!("{name}.txt"));
+            let attempts = result["attempts"].as_array().expect("attempts").iter();
+            let attempts: Vec<_> = attempts.map(|it| (it["reason"].clone(), it["counted"].clone())).collect();
+            (result["outcome"].clone(), result["reason"].clone(), result["message"].clone(), attempts)
+        };
+        let expected = ("failed".into(), "spawn".into(), message.into(), vec![("spawn".into(), false.into()); 2]);
+        for (name, _) in kinds {
+            assert_eq!(told(name), expected, "{name}");
+        }
+    };
+    let folder =
+        "can't start: cannot start `/bin/cat`: its folder `/nonexistent` isn't there (see `cwd`) after attempt 2 of 2";
+    check("[\"/bin/cat\"]", "/nonexistent", folder);
+    let program =
+        "can't start: cannot start `/nonexistent/cat`: No such file or directory (os error 2) after attempt 2 of 2";
+    check("[\"/nonexistent/cat\"]", "/", program);
+}
+
+#[test]
+fn what_a_command_writes_under_the_outputs_name_is_never_replaced() {
+    let check = |compress: &str, name: &str, write: &str, is_kept: fn(&Path) -> bool| {
+        let script =
+            format!("text=$(cat)\necho \"$text\" >> \"$AT/seen\"\ncase $text in two) {write};; esac\necho \"$text\"\n");
+        let world = world(1, &format!("lines = 1{compress}"), &script, "");
+        world.drop_file("a.txt", b"one\ntwo\nthree\n");
+        world.once();
+        world.assert_empty();
+        let (dir, result) = world.result("a.txt");
+        assert_eq!((&result["outcome"], &result["reason"]), (&"failed".into(), &"missing-output".into()), "{result:#}");
+        let message = result["message"].as_str().expect("a message");
+        let what =
+            format!("its command wrote `{name}` into {{out}} itself, which is the name of what its batches print");
+        assert!(message.starts_with(&what) && message.contains("neither was replaced"), "{message}");
+        assert_eq!(support::names(&dir.join("out")), [name]);
+        assert!(is_kept(&dir.join("out").join(name)), "{write}");
+
+        // What was merged stays too: a retry by hand goes on behind it, and sets the file aside.
+        fs::write(world.scratch("batch.sh"), script.replace(write, ":")).expect("put the script right");
+        fs::remove_file(world.scratch("seen")).expect("count again");
+        let service = world.start();
+        world.ok(&["retry", "a.txt"]);
+        world.wait();
+        assert_eq!(service.stop(), 0);
+        let (dir, result) = world.result("a.txt");
+        assert_eq!(result["outcome"], "done", "{result:#}");
+        let found = output(&dir, name);
+        assert_eq!(if compress.is_empty() { found } else { gunzip(&found) }, b"one\ntwo\nthree\n");
+        assert!(is_kept(&dir.join("out.aborted.1").join(name)), "{write}: {:?}", support::names(&dir));
+        assert!(!lines(&world, "seen").contains(&"one".to_owned()));
+    };
+    let mine = |path: &Path| fs::read(path).expect("it is there") == b"mine\n";
+    check("", "a.txt", "echo mine > \"$GAMDOK_OUT/a.txt\"", mine);
+    check(", compress = \"gzip\"", "a.txt.gz", "echo mine > \"$GAMDOK_OUT/a.txt.gz\"", mine);
+    check("", "a.txt", "mkdir \"$GAMDOK_OUT/a.txt\"", Path::is_dir);
+    check("", "a.txt", "ln -s /dev/null \"$GAMDOK_OUT/a.txt\"", Path::is_symlink);
+}
+
+#[test]
+fn a_batch_without_memory_is_tried_once_more_elsewhere_and_then_says_so() {
+    let one_shot = |fails: &str| {
+        let script = format!(
+            "text=$(cat)\necho \"$text\" >> \"$AT/seen\"\nif test \"$text\" = two; then {fails}; fi\necho \"$text\"\n"
+        );
+        world(1, "lines = 1", &script, "")
+    };
+    let kept = |fails: &str| {
+        let script =
+            KEPT.replace("batch.progress(0.5)", &format!("batch.progress(0.5)\n    if line == b\"two\\n\": {fails}"));
+        resident(1, "lines = 1", &script, "")
+    };
+    let check = |world: World, ends: Option<&str>| {
+        world.drop_file("a.txt", b"one\ntwo\nthree\n");
+        world.once();
+        world.assert_empty();
+        let (dir, result) = world.result("a.txt");
+        let attempts = result["attempts"].as_array().expect("attempts");
+        let told: Vec<_> = attempts.iter().map(|it| (it["reason"].as_str(), it["counted"] == true)).collect();
+        let memory = Some("out-of-memory");
+        match ends {
+            None => {
+                assert_eq!(
+                    (&result["outcome"], told),
+                    (&"done".into(), vec![(memory, false), (None, true)]),
+                    "{result:#}"
+                );
+                assert_eq!(output(&dir, "a.txt"), b"one\ntwo\nthree\n");
+            }
+            Some(words) => {
+                assert_eq!(
+                    (result["reason"].as_str(), told),
+                    (memory, vec![(memory, false), (memory, true)]),
+                    "{result:#}"
+                );
+                let expected = format!("out of memory: batch 1 (lines 2-2): {words} (tried 2 times)");
+                assert_eq!(result["message"].as_str(), Some(&*expected));
+            }
+        }
+        let seen = lines(&world, "seen");
+        assert_eq!(seen.iter().filter(|line| *line == "one").count(), 1, "what was merged stays: {seen:?}");
+        let tries = seen.iter().filter(|line| *line == "two").count();
+        assert_eq!(tries, if ends.is_none() { 3 } else { 4 }, "{seen:?}");
+    };
+    let cuda = "echo 'RuntimeError: CUDA out of memory.' >&2; seq -f 'and on, line %g' 99 >&2; exit 1";
+    let words = "exit code 1: and on, line 95 | and on, line 96 | and on, line 97 | and on, line 98 | and on, line 99";
+    check(one_shot(cuda), Some(words));
+    check(one_shot(&format!("mkdir \"$AT/1\" 2> /dev/null || mkdir \"$AT/2\" 2> /dev/null && {{ {cuda}; }}")), None);
+    check(one_shot("echo '{\"type\":\"failed\",\"error\":\"std::bad_alloc\"}' >&3"), Some("std::bad_alloc"));
+    check(kept("raise MemoryError(\"no\")"), Some("MemoryError: no"));
+    let dies = "import sys; print(\"CUDA out of memory\", file=sys.stderr, flush=True); os._exit(3)";
+    check(kept(dies), Some("its resident worker ended with exit code 3 without an answer for it: CUDA out of memory"));
+}
+
 /// What each batch says is written down; `here` waits until the test lets it go on.
 const WAITS: &str = "text=$(cat)\necho \"$text\" >> \"$AT/seen\"\n\
     case $text in here) if test ! -e \"$AT/go\"; then echo $$ > \"$AT/pid.new\"; mv \"$AT/pid.new\" \"$AT/pid\"; exec sleep 600; fi;; esac\n\
@@ -245,12 +378,6 @@ fn after_a_kill_no_finished_batch_is_repeated() {
     assert!(is_gone(&world), "the batch that outlived the director was ended first");
 }
 
-fn is_gone(world: &World) -> bool {
-    let pid: i32 = fs::read_to_string(world.scratch("pid")).expect("its number").trim().parse().expect("a number");
-    // Dead, though nobody may have waited for it.
-    fs::read_to_string(format!("/proc/{pid}/stat")).ok().is_none_or(|stat| stat.contains(") Z "))
-}
-
 #[test]
 fn a_stop_ends_the_batch_and_what_was_done_is_kept() {
     let world = world(1, "lines = 1", WAITS, "");
@@ -275,14 +402,7 @@ fn a_stop_ends_the_batch_and_what_was_done_is_kept() {
 fn cancelling_ends_the_batch_and_the_item() {
     let world = world(1, "lines = 1", WAITS, "");
     world.drop_file("a.txt", b"one\nhere\nthree\n");
-    let service = world.start();
-    world.until("the second batch runs", |_| world.scratch("pid").exists());
-    world.ok(&["cancel", "a.txt"]);
-    world.wait();
-    assert_eq!(world.outcomes(), ["a.txt cancelled cancelled"]);
-    assert!(is_gone(&world));
-    assert_eq!(service.stop(), 0);
-    world.assert_empty();
+    support::cancel_at_work(&world, "a.txt");
 }
 
 /// Two batches meet: each waits until the other one is there, through a pair of FIFOs.
@@ -294,6 +414,32 @@ const MEETS: &str = "text=$(cat)\n\
 fn fifo(world: &World, name: &str) {
     let path = world.scratch(name);
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a FIFO");
+}
+
+/// Each leaves a daemon. The one of `a` answers when `c` asks it, which looks for the one of `b` first.
+const LEAVES: &str = "text=$(cat)\n\
+    leave() { setsid sh -c \"echo \\$\\$ > '$AT/born-$1'; $2\" < /dev/null > /dev/null 2>&1 3>&- & read -r pid < \"$AT/born-$1\"; }\n\
+    case $text in\n\
+    a) leave a 'read -r word < $AT/ask; echo $word > $AT/answer'; touch \"$AT/at-a\"; read -r text < \"$AT/answer\";;\n\
+    b) leave b 'exec sleep 600'; echo \"$pid\" > \"$AT/pid\"; touch \"$AT/at-b\"; read -r _ < \"$AT/gate-b\";;\n\
+    c) pid=$(cat \"$AT/pid\"); text=gone\n\
+       if test -e /proc/$pid && ! grep -q ') Z ' /proc/$pid/stat; then text=lives; fi; echo well > \"$AT/ask\";;\n\
+    esac\n\
+    echo \"$text\"\n";
+
+#[test]
+fn what_a_batch_leaves_behind_ends_with_it_and_not_what_others_have() {
+    let world = world(2, "lines = 1", LEAVES, "timeout = \"60s\"");
+    ["born-a", "born-b", "ask", "answer", "gate-b"].iter().for_each(|name| fifo(&world, name));
+    world.drop_file("x.txt", b"a\nb\nc\n");
+    let service = world.start();
+    world.until("the first batch waits", |_| world.scratch("at-a").exists());
+    let_through(&world, "b");
+    world.wait();
+    assert_eq!(service.stop(), 0);
+    let (dir, result) = world.result("x.txt");
+    assert_eq!(result["outcome"], "done", "{result:#}");
+    assert_eq!(String::from_utf8_lossy(&output(&dir, "x.txt")), "well\nb\ngone\n");
 }
 
 #[test]
@@ -500,7 +646,7 @@ fn a_resident_worker_takes_one_batch_after_another() {
     assert_eq!(result["outcome"], "done", "{result:#}");
     assert!(gunzip(&output(&dir, "a.txt.gz")) == text.as_bytes());
     assert_eq!((&result["result"]["batches"], &result["counters"]["lines"]), (&201.into(), &2005.into()));
-    assert_eq!(lines(&world, "processes").len(), 1, "one process for all of it");
+    assert_eq!(support::processes(&world).len(), 1, "one process for all of it");
     assert!(!dir.join("batches").exists(), "nothing of the batches is left");
 
     // After so many batches it is replaced.
@@ -508,60 +654,36 @@ fn a_resident_worker_takes_one_batch_after_another() {
     world.drop_file("a.txt", b"1\n2\n3\n4\n5\n6\n7\n");
     world.once();
     assert_eq!(output(&world.result("a.txt").0, "a.txt"), b"1\n2\n3\n4\n5\n6\n7\n");
-    assert_eq!(lines(&world, "processes").len(), 3);
+    assert_eq!(support::processes(&world).len(), 3);
 }
 
-/// A bare worker on fd 3: what a line says decides what becomes of its batch; a word with `once` does so the first time.
+/// What a line says decides what becomes of its batch; a word with `once` does so the first time.
 const BARE: &str = r#"
-import json, os, sys
-at = os.environ["AT"]
-channel = os.fdopen(int(os.environ["GAMDOK_FD"]), "rb+", buffering=0)
-def say(**message): channel.write(json.dumps(message).encode() + b"\n")
-open(at + "/processes", "a").write(f"{os.getpid()}\n")
-if os.path.exists(at + "/never"):
-    import time; time.sleep(600)
-if os.path.exists(at + "/exits"):
-    print("no model here", file=sys.stderr); sys.exit(3)
-say(type="ready")
-rest = b""
-while True:
-    data = channel.read(65536)
-    if not data: break
-    *lines, rest = (rest + data).split(b"\n")
-    for line in lines:
-        message = json.loads(line)
-        if message["type"] == "stop": sys.exit(0)
-        [item] = message["items"]
-        assert set(item) == {"id", "item", "name", "out", "attempt", "first_line", "lines"}, item
-        text, id, out = open(item["item"]).read(), item["id"], item["out"]
-        what = text.strip()
-        if what.startswith("once ") and item["attempt"] > 1: what = ""
-        what = what.removeprefix("once ")
-        say(type="count", name="tries", by=1)
-        with open(out + "/part", "w") as part: part.write(text)
-        if what == "nonsense": channel.write(b"hello\n")
-        elif what == "stranger": say(type="done", id="01ARZ3NDEKTSV4RRFFQ69G5FAV")
-        elif what == "leave": sys.exit(0)
-        elif what == "code": print("no more\nof this", flush=True); sys.exit(4)
-        elif what == "crash": os.kill(os.getpid(), 11)
-        elif what == "closes": channel.close(); import time; time.sleep(600)
-        elif what == "fail": say(type="failed", id=id, error="cannot do that")
-        elif what == "refuse": say(type="failed", id=id, error="not a word", retry=False)
-        elif what == "nothing": os.remove(out + "/part"); say(type="done", id=id)
-        elif what == "folder": os.remove(out + "/part"); os.mkdir(out + "/x"); say(type="done", id=id)
-        elif what == "two": open(out + "/more", "w").close(); say(type="done", id=id)
-        elif what == "link": os.remove(out + "/part"); os.symlink("/etc/passwd", out + "/part"); say(type="done", id=id)
-        elif what == "last": say(type="done", id=id); sys.exit(0)
-        elif what == "unknown": say(type="weather", sky="blue"); say(type="done", id=id)
-        elif what == "prints": sys.stdout.write("to stdout\n" * 20000); sys.stdout.flush(); say(type="done", id=id)
-        else: say(type="done", id=id)
+def take(items):
+    [item] = items
+    assert set(item) == {"id", "item", "name", "out", "attempt", "first_line", "lines"}, item
+    text, id, out = open(item["item"]).read(), item["id"], item["out"]
+    what = text.strip()
+    if what.startswith("once ") and item["attempt"] > 1: what = ""
+    what = what.removeprefix("once ")
+    say(type="count", name="tries", by=1)
+    with open(out + "/part", "w") as part: part.write(text)
+    if did(what, id): pass
+    elif what == "code": print("no more\nof this", flush=True); sys.exit(4)
+    elif what == "closes": channel.close(); time.sleep(600)
+    elif what == "nothing": os.remove(out + "/part"); say(type="done", id=id)
+    elif what == "folder": os.remove(out + "/part"); os.mkdir(out + "/x"); say(type="done", id=id)
+    elif what == "two": open(out + "/more", "w").close(); say(type="done", id=id)
+    elif what == "link": os.remove(out + "/part"); os.symlink("/etc/passwd", out + "/part"); say(type="done", id=id)
+    elif what == "prints": sys.stdout.write("to stdout\n" * 20000); sys.stdout.flush(); say(type="done", id=id)
+    else: say(type="done", id=id)
 "#;
 
 #[test]
 fn whatever_a_resident_worker_does_only_its_batch_is_tried_again() {
     let all = "1\nonce nonsense\n2\nonce stranger\n3\nonce leave\n4\nonce code\n5\nonce crash\n6\nonce closes\n7\nonce fail\n8\n\
                once nothing\n9\nonce two\nlast\nunknown\nprints\n10\n";
-    let world = resident(1, "lines = 1", BARE, "");
+    let world = resident(1, "lines = 1", &support::bare_worker(BARE), "");
     hurry(&world);
     world.drop_file("a.txt", all.as_bytes());
     world.once();
@@ -572,15 +694,59 @@ fn whatever_a_resident_worker_does_only_its_batch_is_tried_again() {
     assert_eq!(result["result"]["retried"], 9, "{result:#}");
     let batches = all.lines().count();
     assert_eq!(result["counters"]["tries"], batches, "a try that failed counts for nothing");
-    assert_eq!(lines(&world, "processes").len(), 1 + 9 + 1, "each failure and the one that left had a new worker");
+    assert_eq!(support::processes(&world).len(), 1 + 9 + 1, "each failure and the one that left had a new worker");
     let log = fs::read_to_string(dir.join("attempt-1.log")).expect("the log");
     assert_eq!(log.matches("to stdout\n").count(), 20000, "what it prints is in the attempt's log");
 }
 
 #[test]
+fn what_a_resident_worker_counts_while_it_stops_is_its_items() {
+    let world = resident(1, "lines = 1", &support::bare_worker(BARE), "resident = { max_items = 2 }");
+    world.drop_file("a.txt", b"1\n2\n3\n4\n5\n");
+    let service = world.start();
+    world.wait();
+    let status = world.status();
+    assert_eq!(service.stop(), 0);
+    let (_, result) = world.result("a.txt");
+    assert_eq!(result["counters"], serde_json::json!({"stops": 3, "tries": 5}), "{result:#}");
+    assert_eq!(status["counters"], result["counters"]);
+    // One that fails says nothing more that counts; the next attempt's adds to what stands.
+    let world = resident(1, "lines = 1", &support::bare_worker(BARE), "");
+    world.drop_file("a.txt", b"1\nrefuse\n3\n");
+    world.once();
+    let (_, result) = world.result("a.txt");
+    assert_eq!(result["outcome"], "failed", "{result:#}");
+    assert_eq!(result["counters"], serde_json::json!({"stops": 1, "tries": 1}), "{result:#}");
+}
+
+/// Each process leaves a daemon, and looks for the one of the process before.
+const LEAVES_TOO: &str = r#"
+import os, subprocess
+from gamdok_worker import serve_lines
+daemon = os.environ["AT"] + "/daemon"
+def lives(pid):
+    try: return ") Z " not in open(f"/proc/{pid}/stat").read()
+    except FileNotFoundError: return False
+found = lives(open(daemon).read()) if os.path.exists(daemon) else None
+left = subprocess.Popen(["sleep", "600"], stdin=-3, stdout=-3, stderr=-3, start_new_session=True)
+open(daemon, "w").write(str(left.pid))
+serve_lines(lambda batch: [f"{found}\n"])
+"#;
+
+#[test]
+fn what_a_resident_worker_leaves_behind_ends_with_it() {
+    let world = resident(1, "lines = 1", LEAVES_TOO, "resident = { max_items = 2 }");
+    world.drop_file("a.txt", b"1\n2\n3\n4\n5\n");
+    world.once();
+    let (dir, result) = world.result("a.txt");
+    assert_eq!(result["outcome"], "done", "{result:#}");
+    assert_eq!(String::from_utf8_lossy(&output(&dir, "a.txt")), "None\nNone\nFalse\nFalse\nFalse\n");
+}
+
+#[test]
 fn what_a_resident_worker_cannot_do_is_said_clearly() {
     let check = |what: &str, extra: &str, message: &str| {
-        let world = resident(1, "lines = 1", BARE, extra);
+        let world = resident(1, "lines = 1", &support::bare_worker(BARE), extra);
         let text = fs::read_to_string(world.root.join("gamdok.toml")).expect("the configuration");
         let text = text.replace("retries = 1", "retries = 0").replace("kill_grace = \"5s\"", "kill_grace = \"200ms\"");
         world.configure("", &text);
@@ -666,14 +832,7 @@ fn cancelling_ends_a_resident_worker_in_the_middle_of_a_batch() {
     let world = resident(1, "lines = 1", KEPT, "");
     hurry(&world);
     world.drop_file("a.txt", b"one\nhere\nthree\n");
-    let service = world.start();
-    world.until("the second batch runs", |_| world.scratch("pid").exists());
-    world.ok(&["cancel", "a.txt"]);
-    world.wait();
-    assert_eq!(world.outcomes(), ["a.txt cancelled cancelled"]);
-    assert!(is_gone(&world));
-    assert_eq!(service.stop(), 0);
-    world.assert_empty();
+    support::cancel_at_work(&world, "a.txt");
 }
 
 #[test]
@@ -737,7 +896,7 @@ fn a_resident_worker_goes_with_its_slot() {
     world.until("the small item is done", |status| status["counts"]["done"] == 1);
     let is_alive =
         |pid: &String| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-    let pids = lines(&world, "processes");
+    let pids = support::processes(&world);
     assert!(pids.iter().any(|pid| !is_alive(pid)), "the one whose slot it got is gone");
     assert!(pids.iter().any(is_alive), "the other one goes on");
     let_through(&world, "c");

@@ -37,11 +37,6 @@ impl Mount {
         let _ = base.keep();
         Some((Mount { at }, dir))
     }
-
-    fn remount(&self, option: &str) -> bool {
-        let remounted = Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(&self.at).output();
-        remounted.is_ok_and(|output| output.status.success())
-    }
 }
 
 impl Drop for Mount {
@@ -95,27 +90,129 @@ fn a_full_disk_pauses_claims_and_loses_nothing() {
     assert_eq!(service.stop(), 0);
 }
 
+/// A small disk with ext4, which the kernel makes read-only when something is wrong with it. A remount by hand is refused as
+/// long as a file is open for writing, and the director has some.
+struct Disk {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl Disk {
+    /// None without the privilege, or without ext4's tools.
+    fn new(base: &Path) -> Option<Disk> {
+        let disk = Disk { image: base.join("image"), at: base.join("mount") };
+        fs::create_dir(&disk.at).expect("the mount point");
+        fs::File::create(&disk.image).and_then(|file| file.set_len(96 << 20)).expect("the image");
+        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk.image).output();
+        if !made.is_ok_and(|output| output.status.success()) || !disk.mount() || !disk.error_switch().exists() {
+            eprintln!("skipped: this user can't make a disk that fails");
+            return None;
+        }
+        Some(disk)
+    }
+
+    fn mount(&self) -> bool {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "ext4", "-o", "loop,errors=remount-ro"]).arg(&self.image).arg(&self.at);
+        mount.output().is_ok_and(|output| output.status.success())
+    }
+
+    fn error_switch(&self) -> PathBuf {
+        let mounts = fs::read_to_string("/proc/mounts").expect("the mounts");
+        let at = self.at.to_str().expect("a plain path");
+        let line = mounts.lines().find(|line| line.split(' ').nth(1) == Some(at)).expect("its line");
+        let device = line.split(' ').next().and_then(|device| device.rsplit('/').next()).expect("its device");
+        Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error")
+    }
+
+    fn fail(&self) {
+        fs::write(self.error_switch(), "a test\n").expect("an error");
+    }
+
+    /// Only a check makes it writable again.
+    fn repair(&self) {
+        let gone = Command::new("umount").arg(&self.at).output().expect("umount");
+        assert!(gone.status.success(), "{}", text(&gone.stderr));
+        let checked = Command::new("e2fsck").args(["-f", "-y"]).arg(&self.image).output().expect("e2fsck");
+        // 1: errors were corrected.
+        assert!(matches!(checked.status.code(), Some(0 | 1)), "{}", text(&checked.stdout));
+        assert!(self.mount());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).output();
+    }
+}
+
 #[test]
-fn a_read_only_remount_loses_nothing() {
-    let Some((mount, dir)) = Mount::small("96m") else { return };
-    // The readiness socket and the log lie elsewhere: only the root becomes read-only.
-    let world = World::at(dir, CPU, &copying());
+fn a_disk_that_turns_read_only_loses_nothing() {
+    let base = tempfile::tempdir().expect("a folder");
+    let Some(disk) = Disk::new(base.path()) else { return };
+    let dir = tempfile::tempdir_in(&disk.at).expect("a folder in it");
+    let gate = base.path().join("gate");
+    let gate_command = json!(["sh", "-c", "until [ -e \"$1\" ]; do sleep 0.05; done", "sh", gate]);
+    let routes = format!("[[route]]\nname = \"gate\"\nmatch = [\"gate-*\"]\ncommand = {gate_command}\n{}", copying());
+    let world = World::at(dir, CPU, &routes);
     let service = world.start();
     world.drop_file("before", b"1");
-    world.until("the first is done", |status| status["counts"]["done"] == 1);
-    world.drop_file("during", b"2");
-    if !mount.remount("ro") {
-        // Something is open for writing (the ledger): such a remount is refused, and nothing can be shown.
-        eprintln!("skipped: the file system is busy");
-    } else {
-        world.until("it says so", |status| {
-            let checks = status["health"].as_array().expect("health");
-            status["counts"]["done"] == 2 || checks.iter().any(|it| it["state"] == "failed")
-        });
-        assert!(mount.remount("rw"));
+    world.drop_file("gate-1", b"2");
+    world.until("one is done and one runs", |status| status["counts"]["done"] == 1 && status["counts"]["running"] == 1);
+    // What waits in the inbox, and what ends while nothing can be written.
+    world.ok(&["pause"]);
+    world.drop_file("waiting", b"3");
+    world.until("it waits", |status| status["counts"]["ready"] == 1);
+    // Its producer saw to it that it is durable.
+    assert!(Command::new("sync").arg("-f").arg(world.inbox()).status().is_ok_and(|status| status.success()));
+    disk.fail();
+    world.ok(&["resume"]);
+    fs::write(&gate, "").expect("open the gate");
+    world.until("it says so", |status| {
+        let checks = status["health"].as_array().expect("health");
+        checks.iter().any(|it| it["what"] == "spool" && it["state"] == "failed")
+    });
+    let said =
+        |log: &str| log.lines().filter(|line| line.contains("claims pause") || line.contains("failed what")).count();
+    world.until("it was tried several times", |status| status["uptime_s"].as_f64() > Some(3.0));
+    assert!(said(&service.log()) <= 4, "said on a change, not each second: {}", service.log());
+    service.kill();
+    disk.repair();
+    let service = world.start();
+    world.until("all are done", |status| status["counts"]["done"] == 3);
+    assert_eq!(world.outcomes().len(), 3, "{:?}", world.outcomes());
+    for (name, content) in [("before", "1"), ("gate-1", "2"), ("waiting", "3")] {
+        let (dir, _) = world.result(name);
+        assert_eq!(fs::read_to_string(dir.join("item").join(name)).expect("the payload"), content);
     }
-    world.until("it is done by itself", |status| status["counts"]["done"] == 2);
     world.assert_empty();
+    assert_eq!(service.stop(), 0);
+    drop(world);
+}
+
+#[test]
+fn an_intake_folder_that_somebody_made_a_link_is_not_followed() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can make a link somebody else's");
+        return;
+    }
+    let routes = format!("{}folder = \"in\"\nkind = \"any\"\n", copying());
+    let world = World::new(&routes);
+    let (folder, private) = (world.inbox().join("in"), world.scratch("private"));
+    fs::create_dir(&private).expect("a folder");
+    fs::write(private.join("key"), "secret").expect("what isn't theirs");
+    let service = world.start();
+    fs::remove_dir(&folder).expect("the folder that it made");
+    std::os::unix::fs::symlink(&private, &folder).expect("a link");
+    std::os::unix::fs::lchown(&folder, Some(65534), Some(65534)).expect("somebody else's");
+    world.until("it says so", |status| {
+        let checks = status["health"].as_array().expect("health");
+        checks.iter().any(|it| it["message"].as_str().is_some_and(|it| it.contains("a link that somebody else made")))
+    });
+    assert_eq!(names(&private), ["key"], "nothing was taken");
+    // The service's own is followed: somebody put the folder on purpose elsewhere.
+    std::os::unix::fs::lchown(&folder, Some(0), Some(0)).expect("ours");
+    world.until("it is taken", |status| status["counts"]["done"] == 1);
     assert_eq!(service.stop(), 0);
 }
 
@@ -127,6 +224,19 @@ fn a_second_director_is_told_who_holds_the_root() {
     assert!(text(&output.stderr).contains(&service.pid().to_string()), "{}", text(&output.stderr));
     world.drop_file("one", b"x");
     world.until("done", |status| status["counts"]["done"] == 1);
+    assert_eq!(service.stop(), 0);
+}
+
+#[test]
+fn a_director_that_is_stopped_is_named_instead_of_waited_for() {
+    let world = World::new(&copying());
+    let service = world.start();
+    service.signal(19);
+    let output = world.code(&["status"], 1);
+    let said = text(&output.stderr);
+    assert!(said.contains(&format!("(pid {}) doesn't answer", service.pid())), "{said}");
+    service.signal(18);
+    world.until("it goes on", |status| status["state"] == "running");
     assert_eq!(service.stop(), 0);
 }
 

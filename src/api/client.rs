@@ -17,6 +17,8 @@ use super::{Refusal, SOCKET, socket};
 
 /// Longer than the server lets anything take.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// What is read from memory takes milliseconds.
+const PATIENCE_TO_READ: Duration = Duration::from_secs(15);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -28,6 +30,9 @@ pub enum ClientError {
     /// Asked and refused.
     #[error("{refusal}")]
     Refused { status: u16, refusal: Refusal },
+    /// It took the connection, and says nothing.
+    #[error("the director{} doesn't answer within {} s: it is stopped, or hangs in the kernel", pid.map_or(String::new(), |pid| format!(" (pid {pid})")), after.as_secs())]
+    Silent { pid: Option<i32>, after: Duration },
     #[error("the director's answer is lost: {0}")]
     Lost(String),
 }
@@ -79,6 +84,9 @@ impl Client {
 
     fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<T, ClientError> {
         let stream = self.stream()?;
+        // One that waits for changes waits on purpose.
+        let waits = method != Method::GET || path.starts_with("/v1/changes");
+        let patience = if waits { PATIENCE } else { PATIENCE_TO_READ };
         let lost = |error: &dyn std::fmt::Display| ClientError::Lost(error.to_string());
         let exchange = async {
             stream.set_nonblocking(true).map_err(|error| lost(&error))?;
@@ -100,8 +108,9 @@ impl Client {
             driver.abort();
             Ok((status, bytes))
         };
-        let timed = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, exchange).await });
-        let (status, bytes): (StatusCode, Bytes) = timed.map_err(|_| lost(&"it took too long"))??;
+        let timed = self.runtime.block_on(async { tokio::time::timeout(patience, exchange).await });
+        let silent = |_| ClientError::Silent { pid: crate::root::holder(&self.root).flatten(), after: patience };
+        let (status, bytes): (StatusCode, Bytes) = timed.map_err(silent)??;
         if status.is_success() {
             return serde_json::from_slice(&bytes).map_err(|error| lost(&error));
         }

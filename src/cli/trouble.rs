@@ -103,6 +103,10 @@ impl From<ClientError> for Trouble {
                 let help = "it makes its socket again within 10 s: ask again then";
                 Trouble::new(exit::FAILED, "unreachable", wrong.to_string(), help)
             }
+            ClientError::Silent { .. } => {
+                let help = "look whether it is stopped (`ps`: state T) or waits for a disk (D); `kill -CONT` wakes one that is stopped";
+                Trouble::new(exit::FAILED, "silent", wrong.to_string(), help)
+            }
             ClientError::Refused { refusal, .. } => {
                 Trouble::new(exit::FAILED, &refusal.code, refusal.message, refusal.help)
             }

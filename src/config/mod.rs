@@ -3,11 +3,12 @@
 
 mod command;
 mod error;
+pub(crate) mod limits;
 mod notify;
 mod parse;
-mod place;
-mod resident;
-mod route;
+pub(crate) mod place;
+pub(crate) mod resident;
+pub(crate) mod route;
 mod schema;
 mod split;
 mod stored;
@@ -79,11 +80,15 @@ impl Default for Inbox {
     }
 }
 
+/// How the inbox is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Watch {
+    /// By events, and by looks where the file system tells of none.
     Auto,
+    /// By events, also on network file systems, which tell of what happens on this host alone.
     Events,
+    /// By looks alone.
     Poll,
 }
 

@@ -16,8 +16,8 @@ use toml::de::{DeTable, DeValue};
 use super::error::{Problem, Problems, shown};
 use super::text::{Fault, Table};
 use super::{
-    Api, Backend, Config, ConfigError, Devices, History, Idle, Inbox, Policy, Sim, Visible, Warning, Watch, notify,
-    place, route,
+    Api, Backend, Config, ConfigError, Devices, History, Idle, Inbox, Policy, Sim, Visible, Warning, Watch, limits,
+    notify, place, route,
 };
 use crate::units::Bytes;
 
@@ -287,9 +287,6 @@ pub(super) fn value<T>(read: Option<Spanned<T>>, default: T) -> T {
 /// What `visible` may say, of a route and of all.
 pub(super) const VISIBLE: &[(&str, Visible)] = &[("uuid", Visible::Uuid), ("index", Visible::Index)];
 
-/// More workers than this on one device are a slip of the keyboard.
-const MAX_SLOTS: u32 = 1024;
-
 fn devices(table: &Table<'_>) -> Devices {
     let defaults = Devices::default();
     let backends = &[("auto", Backend::Auto), ("gpu", Backend::Gpu), ("cpu", Backend::Cpu), ("sim", Backend::Sim)];
@@ -305,22 +302,24 @@ fn devices(table: &Table<'_>) -> Devices {
         }
     }
     let cpu_slots =
-        table.read("cpu_slots", &format!("\"auto\" or a whole number from 1 to {MAX_SLOTS}"), |value| match value {
-            DeValue::String(text) if text == "auto" => Ok(None),
-            DeValue::Integer(number) => match number.as_str().parse::<u32>() {
-                Ok(slots) if (1..=MAX_SLOTS).contains(&slots) && number.radix() == 10 => Ok(Some(slots)),
-                _ => Err(Fault::new(format!("found the number {number}"))),
-            },
-            DeValue::String(text) => {
-                Err(Fault::new(format!("found the text \"{}\"", crate::item::escape(text.as_bytes()))))
+        table.read("cpu_slots", &format!("\"auto\" or a whole number from 1 to {}", limits::SLOTS.end()), |value| {
+            match value {
+                DeValue::String(text) if text == "auto" => Ok(None),
+                DeValue::Integer(number) => match number.as_str().parse::<u32>() {
+                    Ok(slots) if limits::SLOTS.contains(&slots) && number.radix() == 10 => Ok(Some(slots)),
+                    _ => Err(Fault::new(format!("found the number {number}"))),
+                },
+                DeValue::String(text) => {
+                    Err(Fault::new(format!("found the text \"{}\"", crate::item::escape(text.as_bytes()))))
+                }
+                _ => Err(Fault::new("found neither")),
             }
-            _ => Err(Fault::new("found neither")),
         });
     Devices {
         backend: value(table.choice("use", backends), defaults.backend),
         include: include.into_iter().map(Spanned::into_inner).collect(),
         exclude: exclude.into_iter().map(Spanned::into_inner).collect(),
-        slots: value(table.integer("slots", 1..=MAX_SLOTS), defaults.slots),
+        slots: value(table.integer("slots", limits::SLOTS), defaults.slots),
         cpu_slots: value(cpu_slots, defaults.cpu_slots),
         policy: value(table.choice("policy", policies), defaults.policy),
         visible: value(table.choice("visible", VISIBLE), defaults.visible),
@@ -340,7 +339,7 @@ fn names(table: &Table<'_>, key: &'static str) -> Vec<Spanned<String>> {
                 Ok(index.as_str().to_owned())
             }
             DeValue::Integer(index) => Err(fault(format!("found the number {index}"))),
-            DeValue::String(text) if is_device(text) => Ok(text.clone().into_owned()),
+            DeValue::String(text) if limits::is_device(text) => Ok(text.clone().into_owned()),
             DeValue::String(text) => {
                 Err(fault(format!("\"{}\" is neither an index nor a UUID", crate::item::escape(text.as_bytes()))))
             }
@@ -350,22 +349,14 @@ fn names(table: &Table<'_>, key: &'static str) -> Vec<Spanned<String>> {
     names.map(Spanned::into_inner).unwrap_or_default()
 }
 
-fn is_device(text: &str) -> bool {
-    let uuid = ["GPU-", "MIG-", "SIM-"].iter().find_map(|kind| text.strip_prefix(kind));
-    match uuid {
-        Some(rest) => !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'/')),
-        None => text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u32>().is_ok(),
-    }
-}
-
 fn idle(table: &Table<'_>) -> Idle {
     let defaults = Idle::default();
     let ignored =
         table.texts("ignore_processes").map(|names| names.into_inner().into_iter().map(Spanned::into_inner).collect());
     Idle {
         max_memory_used: value(table.size("max_memory_used", Bytes(0)), defaults.max_memory_used),
-        max_utilization: value(table.integer("max_utilization", 0..=100), defaults.max_utilization),
-        settle: value(table.duration("settle", Duration::ZERO..=Duration::from_secs(600)), defaults.settle),
+        max_utilization: value(table.integer("max_utilization", limits::UTILIZATION), defaults.max_utilization),
+        settle: value(table.duration("settle", limits::IDLE_SETTLE), defaults.settle),
         ignore_processes: ignored.unwrap_or(defaults.ignore_processes),
     }
 }
@@ -373,8 +364,8 @@ fn idle(table: &Table<'_>) -> Idle {
 fn sim(table: &Table<'_>) -> Sim {
     let defaults = Sim::default();
     Sim {
-        gpus: value(table.integer("gpus", 1..=256), defaults.gpus),
-        memory: value(table.size("memory", Bytes(1 << 20)), defaults.memory),
+        gpus: value(table.integer("gpus", limits::SIM_GPUS), defaults.gpus),
+        memory: value(table.size("memory", limits::SIM_MEMORY), defaults.memory),
     }
 }
 

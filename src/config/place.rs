@@ -4,7 +4,7 @@
 use std::path::{Component, Path, PathBuf};
 
 /// `path`, relative to `dir`, without `.` and `..`.
-pub(super) fn resolve(dir: &Path, path: &Path) -> PathBuf {
+pub(crate) fn resolve(dir: &Path, path: &Path) -> PathBuf {
     let mut resolved = PathBuf::new();
     for component in dir.join(path).components() {
         match component {

@@ -51,7 +51,7 @@ impl Default for Resident {
 }
 
 /// Placeholders of which a process that outlives its items knows nothing.
-const OF_ONE_ITEM: [Placeholder; 7] = [
+pub(crate) const OF_ONE_ITEM: [Placeholder; 7] = [
     Placeholder::Item,
     Placeholder::Name,
     Placeholder::Stem,

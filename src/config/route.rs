@@ -11,7 +11,7 @@ use toml::de::DeTable;
 use super::parse::{VISIBLE, optional_path, value};
 use super::template::Placeholder;
 use super::text::{Fault, Table};
-use super::{Ready, Route, RouteKind, place, resident, split, template};
+use super::{Ready, Route, RouteKind, limits, place, resident, split, template};
 use crate::item::escape;
 use crate::units::Bytes;
 
@@ -75,7 +75,7 @@ fn name(table: &Table<'_>) -> Option<Spanned<String>> {
 fn route(table: &Table<'_>, name: String, dir: &Path, root: &Path) -> Route {
     let default = Route::new(name, Vec::new(), dir);
     let (mode, batch, resident) = resident::read(table);
-    let gpus = table.integer("gpus", 0..=256);
+    let gpus = table.integer("gpus", limits::GPUS);
     let gpu_memory = table.size("gpu_memory", Bytes(1));
     let count = gpus.as_ref().map_or(default.gpus, |gpus| *gpus.get_ref());
     if let (0, Some(memory), Some(gpus)) = (count, &gpu_memory, &gpus) {
@@ -234,46 +234,47 @@ fn env(table: &Table<'_>) -> BTreeMap<String, String> {
     env
 }
 
-/// Absolute, or starting with a placeholder (whose value is absolute, or the attempt fails with its words).
 fn cwd(table: &Table<'_>, dir: &Path) -> Option<String> {
     let cwd = table.text("cwd")?;
     placeholders(table, "cwd", &cwd);
-    let text = cwd.get_ref();
-    let fault = match text.as_str() {
-        "" => Fault::new("found nothing").help("leave the key out for the configuration's folder"),
+    match rooted(cwd.get_ref(), dir) {
+        Ok(rooted) => Some(rooted),
+        Err((label, help)) => {
+            table.refuse("cwd", &cwd, "a folder", Fault::new(label).help(help));
+            None
+        }
+    }
+}
+
+/// A `cwd` made absolute, or starting with a placeholder (whose value is absolute, or the attempt fails with its words);
+/// else what is wrong, and what to do.
+pub(crate) fn rooted(cwd: &str, dir: &Path) -> Result<String, (&'static str, &'static str)> {
+    const NOT_UTF_8: (&str, &str) = ("the configuration's folder isn't UTF-8", "write an absolute path");
+    match cwd {
+        "" => Err(("found nothing", "leave the key out for the configuration's folder")),
         home if home == "~" || home.starts_with("~/") => {
-            Fault::new("`~` isn't expanded here").help("write the home directory's path")
+            Err(("`~` isn't expanded here", "write the home directory's path"))
         }
         text if text.starts_with('/') || ["{item}", "{out}"].iter().any(|start| text.starts_with(start)) => {
-            return Some(cwd.into_inner());
+            Ok(text.to_owned())
         }
         text if template::is_constant(text) => {
             let plain = template::fill(text, |_| std::ffi::OsStr::new(""));
-            match place::resolve(dir, Path::new(&plain)).to_str() {
-                Some(path) => return Some(template::literal(path)),
-                None => Fault::new("the configuration's folder isn't UTF-8").help("write an absolute path"),
-            }
+            place::resolve(dir, Path::new(&plain)).to_str().map(template::literal).ok_or(NOT_UTF_8)
         }
         text => match dir.to_str() {
-            Some(dir) => return Some(format!("{}/{text}", template::literal(dir.trim_end_matches('/')))),
-            None => Fault::new("the configuration's folder isn't UTF-8").help("write an absolute path"),
+            Some(dir) => Ok(format!("{}/{text}", template::literal(dir.trim_end_matches('/')))),
+            None => Err(NOT_UTF_8),
         },
-    };
-    table.refuse("cwd", &cwd, "a folder", fault);
-    None
+    }
 }
 
 fn ready(table: &Table<'_>) -> Ready {
     let marker = table.text("marker");
     if let Some(marker) = &marker {
         let help = "write what is added to the item's name, such as \".done\"";
-        let fault = match marker.get_ref().as_str() {
-            "" => Some(Fault::new("found nothing")),
-            text if text.contains('/') => Some(Fault::new("found a `/`")),
-            _ => None,
-        };
-        if let Some(fault) = fault {
-            table.refuse("marker", marker, "the end of a name", fault.help(help));
+        if let Some(label) = wrong_marker(marker.get_ref()) {
+            table.refuse("marker", marker, "the end of a name", Fault::new(label).help(help));
         }
     }
     let validator = table.texts("validator").map(Spanned::into_inner).unwrap_or_default();
@@ -283,9 +284,7 @@ fn ready(table: &Table<'_>) -> Ready {
     }
     for argument in &validator {
         placeholders(table, "validator", argument);
-        let early = [Placeholder::Item, Placeholder::Name];
-        if let Some(late) = template::placeholders(argument.get_ref()).find(|placeholder| !early.contains(placeholder))
-        {
+        if let Some(late) = known_too_late(argument.get_ref()) {
             let fault = Fault::new(format!("`{{{}}}` isn't known before the item is taken", late.as_str()));
             let must = "arguments with no placeholder but `{item}` and `{name}`";
             table.refuse("validator", argument, must, fault);
@@ -300,6 +299,21 @@ fn ready(table: &Table<'_>) -> Ready {
     }
 }
 
+/// Why this can't be the end of a marker's name.
+pub(crate) fn wrong_marker(marker: &str) -> Option<&'static str> {
+    match marker {
+        "" => Some("found nothing"),
+        text if text.contains('/') => Some("found a `/`"),
+        _ => None,
+    }
+}
+
+/// A placeholder of a validator's argument that has no value before the item is taken.
+pub(crate) fn known_too_late(argument: &str) -> Option<Placeholder> {
+    let early = [Placeholder::Item, Placeholder::Name];
+    template::placeholders(argument).find(|placeholder| !early.contains(placeholder))
+}
+
 /// The one size that is also a plain number: its name has the unit.
 fn min_bytes(table: &Table<'_>) -> Option<Spanned<Bytes>> {
     match table.is_integer("min_bytes") {
@@ -310,16 +324,20 @@ fn min_bytes(table: &Table<'_>) -> Option<Spanned<Bytes>> {
 
 fn publish(table: &Table<'_>, dir: &Path, root: &Path) -> Option<std::path::PathBuf> {
     let publish = optional_path(table, "publish", dir)?;
-    let own = ["inbox", "claimed", "done", "failed", ".gamdok"];
-    let clash = own.into_iter().find(|own| place::lies_in(publish.get_ref(), &root.join(own)));
-    let fault = match clash {
-        Some("inbox") => Fault::new("found a folder in the inbox").help("outputs would come in again as new items"),
-        Some(own) => Fault::new(format!("found a folder in `{own}/`")).help("that folder is gamdok's own"),
-        None if place::real(publish.get_ref()) == place::real(root) => {
-            Fault::new("found the root itself").help("outputs would lie among gamdok's own folders")
-        }
-        None => return Some(publish.into_inner()),
-    };
-    table.refuse("publish", &publish, "a folder outside gamdok's own", fault);
+    let Some((label, help)) = clash(publish.get_ref(), root) else { return Some(publish.into_inner()) };
+    table.refuse("publish", &publish, "a folder outside gamdok's own", Fault::new(label).help(help));
     None
+}
+
+/// Why outputs can't be published there, and what comes of it.
+pub(crate) fn clash(publish: &Path, root: &Path) -> Option<(String, &'static str)> {
+    let own = ["inbox", "claimed", "done", "failed", ".gamdok"];
+    match own.into_iter().find(|own| place::lies_in(publish, &root.join(own))) {
+        Some("inbox") => Some(("found a folder in the inbox".to_owned(), "outputs would come in again as new items")),
+        Some(own) => Some((format!("found a folder in `{own}/`"), "that folder is gamdok's own")),
+        None if place::real(publish) == place::real(root) => {
+            Some(("found the root itself".to_owned(), "outputs would lie among gamdok's own folders"))
+        }
+        None => None,
+    }
 }

@@ -34,6 +34,9 @@ const APPLICATION_XIDS: [u64; 6] = [13, 31, 43, 45, 68, 109];
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 const LOOK_AGAIN_WHEN_ALL_ARE_LOST: Duration = Duration::from_secs(60);
 
+/// So many failed queries in a row, that a device counts as unknown at once.
+const FAILURES: u32 = 3;
+
 /// At most this many events are taken in at once.
 const EVENTS: usize = 16;
 
@@ -53,6 +56,8 @@ pub(super) struct Session<'n> {
     wishes: Wishes,
     /// Indexes of GPUs this user may not open; said once.
     refused: BTreeSet<u32>,
+    /// GPUs that are there and don't say who they are: shown by their index, so that nobody misses them in vain.
+    unnamed: Vec<Reading>,
 }
 
 impl<'n> Session<'n> {
@@ -72,6 +77,7 @@ impl<'n> Session<'n> {
             units,
             wishes: Wishes::default(),
             refused: BTreeSet::new(),
+            unnamed: Vec::new(),
         };
         session.allocation.resolve(|entry| nvml.device_by_uuid(entry).and_then(|device| device.uuid()).ok());
         session
@@ -220,6 +226,7 @@ impl Backend for Session<'_> {
         };
         let mut present = BTreeSet::new();
         let mut doubtful = false;
+        let before = std::mem::take(&mut self.unnamed);
         for index in 0..count {
             let nvml = self.nvml;
             let board = nvml.device_by_index(index);
@@ -234,6 +241,15 @@ impl Backend for Session<'_> {
                 Err(Fault::Driver(why)) => return Err(Gone::Failed(why)),
                 Err(fault) => {
                     doubtful |= fault != Fault::Lost;
+                    let known = self.units.iter().any(|unit| unit.reading.index == Some(index));
+                    if !known {
+                        let reading = unnamed(index, &fault, clock.now());
+                        if !before.iter().any(|it| it.id == reading.id) {
+                            let why = reading.failure.as_deref();
+                            tracing::warn!(index, why, "a GPU doesn't say who it is; it takes no work");
+                        }
+                        self.unnamed.push(reading);
+                    }
                     tracing::debug!(index, ?fault, "a GPU can't be described");
                 }
             }
@@ -297,6 +313,7 @@ impl Backend for Session<'_> {
                 reading.health = health.clone();
             }
         }
+        readings.extend(self.unnamed.iter().cloned());
         readings
     }
 
@@ -310,6 +327,23 @@ impl Backend for Session<'_> {
         self.allocation.resolve(|entry| nvml.device_by_uuid(entry).and_then(|device| device.uuid()).ok());
         self.wishes.enumerate = true;
     }
+}
+
+/// What stands for a GPU without a UUID. It can't be leased: it is lost, or nothing of it can be read.
+fn unnamed(index: u32, fault: &Fault, now: Moment) -> Reading {
+    let words = match fault {
+        Fault::Failed(why) | Fault::Driver(why) => why.clone(),
+        Fault::Lost => "it fell off the bus".to_owned(),
+        Fault::ResetRequired => "it wants a reset before anything else".to_owned(),
+        Fault::Absent | Fault::Grew => "it has no UUID".to_owned(),
+    };
+    let mut reading = blank(DeviceId(format!("GPU-at-index-{index}")), DeviceKind::Gpu, now);
+    reading.index = Some(index);
+    reading.name = "unidentified GPU".to_owned();
+    reading.health.lost = *fault == Fault::Lost;
+    reading.failures = FAILURES;
+    reading.failure = Some(words);
+    reading
 }
 
 /// The MIG instances of a GPU. Their indexes may have gaps.

@@ -15,7 +15,7 @@ pub(super) const GIVING_BACK: Duration = Duration::from_secs(30);
 /// How long after our own worker's end the utilisation still speaks of it.
 const UTILIZATION_STALE: Duration = Duration::from_secs(5);
 
-/// Fewer samples say nothing: one can be a spike, or the driver's own start-up.
+/// Fewer samples have no median: one can be a spike, or the driver's own start-up.
 const ENOUGH_SAMPLES: usize = 3;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -142,7 +142,8 @@ fn shared(used: Bytes, listed: &[GpuProcess], held: &[Lease], baseline: Bytes) -
 }
 
 fn utilization(reading: &Reading, rules: &config::Devices) -> Occupancy {
-    match median(&reading.utilization) {
+    // Of too few for a median the least: idle isn't said of what was busy at every look.
+    match median(&reading.utilization).or_else(|| reading.utilization.iter().min().copied()) {
         Some(percent) if percent > rules.idle.max_utilization => {
             Occupancy::Others { why: format!("{percent} % busy"), listed: false }
         }

@@ -228,6 +228,10 @@ impl Director {
             worker::Event::Started { job, attempt, pid, at } => {
                 if let Some(pid) = pid {
                     self.state.set_pid(job, pid);
+                    // A closure: what it starts is in our own group.
+                    if pid == std::process::id() as i32 {
+                        self.state.set_group(job, rustix::process::getpgrp().as_raw_pid());
+                    }
                 }
                 let record = self.state.rewrite(job, |record| {
                     if let Some(last) = record.attempts.last_mut() {

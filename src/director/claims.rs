@@ -43,6 +43,14 @@ impl Director {
                     self.state.take_offer(key);
                 }
             }
+            Notice::Missing(items) => {
+                for (key, inode) in items {
+                    // A claim moves it away, and says itself what became of it.
+                    if !self.is_being_claimed(&key) {
+                        self.guest.news.withdrawn(&key, inode);
+                    }
+                }
+            }
             Notice::Counts(counts) => {
                 let news = (counts.taken.saturating_sub(self.heard) as usize).min(self.unheard.len());
                 self.unheard.drain(..news);
@@ -148,22 +156,22 @@ impl Director {
 
     fn on_spool_health(&mut self, check: Check) {
         if check.what == What::Space || check.what == What::Spool {
-            if check.state == Condition::Failed {
-                self.state.may_claim = false;
-            } else if !self.spool_is_stuck_beside(check.what) && self.claims_resume.is_none() {
-                self.state.may_claim = true;
-            }
+            self.set_health(check);
+            self.state.may_claim = !self.has_nowhere_to_claim() && self.claims_resume.is_none();
+            return;
         }
         self.set_health(check);
     }
 
-    fn spool_is_stuck_beside(&self, what: What) -> bool {
-        let other = if what == What::Space { What::Spool } else { What::Space };
-        self.health.get(&other).is_some_and(|check| check.state == Condition::Failed)
+    /// Whether there is nowhere to claim to. The spool tells when that is over.
+    pub(super) fn has_nowhere_to_claim(&self) -> bool {
+        let has_failed = |what| self.health.get(what).is_some_and(|check| check.state == Condition::Failed);
+        [What::Space, What::Spool].iter().any(has_failed)
     }
 
     fn on_claimed(&mut self, claimed: ClaimedJob) {
         let id = claimed.record.id;
+        self.claims_paused = None;
         let key = CandidateKey { folder: claimed.record.folder.clone(), name: claimed.record.item_name() };
         self.guest.news.claimed(&key, &claimed.record);
         let route = claimed.record.route.clone();
@@ -182,15 +190,24 @@ impl Director {
         }
     }
 
+    fn is_being_claimed(&self, key: &CandidateKey) -> bool {
+        let claiming = self.state.jobs().filter(|job| matches!(job.stage, Stage::Claiming));
+        claiming.map(|job| &job.record).any(|record| record.folder == key.folder && record.item_name() == key.name)
+    }
+
     fn on_not_claimed(&mut self, id: JobId, candidate: Candidate, why: NotClaimed) {
         self.step(id, Step::Withdraw);
         self.cancelling.remove(&id);
         let key = candidate.key.clone();
         let item = key.name.escaped();
+        if !matches!(why, NotClaimed::Gone) {
+            // It lies there again, should the scanner have missed it meanwhile.
+            self.guest.news.expect_again(&key);
+        }
         match why {
             NotClaimed::Gone => {
                 debug!(item, "withdrawn before the claim");
-                self.guest.news.withdrawn(&key);
+                self.guest.news.withdrawn(&key, candidate.signature.ino);
                 self.taken.push(Taken { key, route: candidate.route });
             }
             NotClaimed::Changed => {
@@ -203,8 +220,9 @@ impl Director {
                 self.to_scanner(inbox::Answer::Refused { key, why, reason, retry_in: REFUSED_FOR });
             }
             NotClaimed::NoRoom(reason) => {
-                if self.claims_resume.is_none() {
+                if self.claims_paused.as_ref() != Some(&reason) {
                     warn!(reason, "claims pause");
+                    self.claims_paused = Some(reason);
                 }
                 self.state.offer_first(candidate);
                 self.state.may_claim = false;

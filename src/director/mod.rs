@@ -158,6 +158,8 @@ struct Director {
     cancelling: HashSet<JobId>,
     retries: Vec<requests::PendingRetry>,
     claims_resume: Option<Moment>,
+    /// Why they paused last, told once; none since one went well.
+    claims_paused: Option<String>,
     signals: u32,
     summary: Summary,
     counting: counting::Counting,
@@ -536,7 +538,7 @@ impl Director {
         let now = self.state.now;
         if self.claims_resume.is_some_and(|moment| moment <= now) {
             self.claims_resume = None;
-            self.state.may_claim = true;
+            self.state.may_claim = !self.has_nowhere_to_claim();
         }
         let locked_out: Vec<DeviceId> =
             self.locked_out().filter(|(_, until)| *until <= now).map(|(id, _)| id.clone()).collect();

@@ -14,8 +14,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use serde_json::Value;
 
-use crate::inbox::CandidateKey;
+use crate::inbox::{self, CandidateKey};
 use crate::item::{JobId, JobRecord, Outcome as How, Reason, ResultRecord};
+
+/// Events that may lie unread for one reader: their room is set aside.
+const MOST_UNREAD: usize = 1 << 16;
 
 /// Something that happened to an item, or to the director.
 #[derive(Clone, Debug)]
@@ -132,6 +135,8 @@ struct Desk {
     at_rest: Option<bool>,
     /// Threads that wait for the answer to a request: an end may leave it unanswered.
     askers: Vec<Thread>,
+    /// Who looks at the inbox.
+    scanner: Option<Sender<inbox::Answer>>,
     /// The director has ended.
     over: bool,
     /// Of all readers.
@@ -173,10 +178,20 @@ impl News {
         desk.tell(|| Event::Claimed { id: id.to_string(), name: name.clone(), route: route.name.clone() });
     }
 
+    /// Where the scanner of the inbox listens: it is told of what is submitted.
+    pub(super) fn tell_of_submissions(&self, scanner: Sender<inbox::Answer>) {
+        self.desk().scanner = Some(scanner);
+    }
+
+    /// A claim of it came to nothing.
+    pub(super) fn expect_again(&self, key: &CandidateKey) {
+        self.desk().expect(key);
+    }
+
     /// Somebody took it out of the inbox; who waits for it hears that by the end of the channel.
-    pub(super) fn withdrawn(&self, key: &CandidateKey) {
+    pub(super) fn withdrawn(&self, key: &CandidateKey, inode: u64) {
         let mut desk = self.desk();
-        if desk.submitted.get(key).is_some_and(|it| it.inode.is_some()) {
+        if desk.submitted.get(key).is_some_and(|it| it.is(Some(inode))) {
             desk.submitted.remove(key);
         }
         drop(desk);
@@ -216,7 +231,7 @@ impl News {
     }
 
     pub(crate) fn subscribe(&self, most: usize) -> Events {
-        let ((events, heard), dropped) = (bounded(most.max(1)), Arc::new(AtomicU64::new(0)));
+        let ((events, heard), dropped) = (bounded(most.clamp(1, MOST_UNREAD)), Arc::new(AtomicU64::new(0)));
         let mut desk = self.desk();
         if !desk.over {
             desk.readers.push(Reader { events, dropped: dropped.clone() });
@@ -246,6 +261,11 @@ impl News {
         if let Some(it) = self.desk().submitted.get_mut(key) {
             it.inode = Some(inode);
         }
+    }
+
+    /// It lies there: should it go again before the director takes it, who waits for it is to hear of that.
+    pub(crate) fn lies_there(&self, key: &CandidateKey) {
+        self.desk().expect(key);
     }
 
     /// Waits in this thread for what may be answered from within any runtime; nothing when the director ended without an
@@ -310,6 +330,14 @@ impl Wake for Unpark {
 }
 
 impl Desk {
+    fn expect(&self, key: &CandidateKey) {
+        let inode = self.submitted.get(key).and_then(|it| it.inode);
+        if let (Some(scanner), Some(inode)) = (&self.scanner, inode) {
+            // One that has ended tells nothing more.
+            let _ = scanner.send(inbox::Answer::Expected { key: key.clone(), inode });
+        }
+    }
+
     fn tell(&mut self, event: impl FnOnce() -> Event) {
         if self.readers.is_empty() {
             return;
@@ -426,12 +454,15 @@ mod tests {
         assert!(news.await_item(&key("a")).is_none());
         assert!(!news.wait_for_rest(now), "the director may not have seen it");
         // Another producer's item of the name, taken back: not ours, which isn't there yet.
-        news.withdrawn(&key("a"));
+        news.withdrawn(&key("a"), 7);
         assert!(news.desk().submitted.contains_key(&key("a")));
         news.arrives(&key("a"), 7);
         let submitted = |inode: u64| news.desk().submitted.get(&key("a")).is_some_and(|it| it.is(Some(inode)));
         assert!(submitted(7) && submitted(0) && !submitted(8));
-        news.withdrawn(&key("a"));
+        // Nor is one of the name that went before.
+        news.withdrawn(&key("a"), 6);
+        assert!(submitted(7));
+        news.withdrawn(&key("a"), 7);
         assert!(waits.recv().is_err() && news.wait_for_rest(now));
         news.close();
         assert!(!news.wait_for_rest(None) && news.await_item(&key("b")).is_none());

@@ -202,7 +202,9 @@ impl Director {
     fn job_row(&self, job: &Job) -> Listed {
         let record = &job.record;
         let reason = match job.stage {
-            Stage::Claimed { .. } | Stage::Retrying { .. } => Some(plan::why_waiting(&self.state, &self.snapshot, job)),
+            Stage::Claiming | Stage::Preparing { .. } | Stage::Claimed { .. } | Stage::Retrying { .. } => {
+                Some(plan::why_waiting(&self.state, &self.snapshot, job))
+            }
             _ => None,
         };
         Listed {

@@ -150,6 +150,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         clock,
     })
     .map_err(io("start the scanner of the inbox"))?;
+    guest.news.tell_of_submissions(scanner.answers.clone());
     let configured = match source {
         Some(source) => config::watch::start(source, &config).map_err(io("watch the configuration"))?,
         None => config::watch::Watcher::of_none(),
@@ -204,6 +205,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         cancelling: HashSet::new(),
         retries: Vec::new(),
         claims_resume: None,
+        claims_paused: None,
         signals: 0,
         summary: Summary::default(),
         counting: Default::default(),

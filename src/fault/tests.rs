@@ -66,6 +66,7 @@ fn told(words: &str) -> (Report, bool) {
             "protocol" => told.end = End::Protocol("not JSON".to_owned()),
             "io" => told.end = End::Io("can't write the log: no space".to_owned()),
             "batch" => told.end = End::BatchFailed("batch 17 (lines 85001-90000): exit code 3".to_owned()),
+            "taken" => told.end = End::OutputTaken("its command wrote `a.txt` itself".to_owned()),
             "damaged" => told.end = End::BadInput("cannot read `x.gz`: it is cut off".to_owned()),
             "panicked" => told.end = End::Panicked,
             "oom" => told.out_of_memory = true,
@@ -241,6 +242,13 @@ fn the_last_word_of_a_worker_is_final() {
     check("", "timeout final", "reported counted; failed reported: not audio");
     check("", "batch", "exit counted; failed exit: batch 17 (lines 85001-90000): exit code 3");
     check("", "batch lost", "device-lost uncounted, against device; retry in 0s elsewhere");
+    let full = "batch 17 (lines 85001-90000): exit code 3";
+    let first = "out-of-memory uncounted, against device; retry in 5s elsewhere";
+    check("", "batch oom", first);
+    check("exit", "batch oom", first);
+    let second = format!("out-of-memory counted; failed out-of-memory: out of memory: {full}");
+    check("(out-of-memory@gpu0)", "batch oom", &second);
+    check("", "taken", "missing-output counted; failed missing-output: its command wrote `a.txt` itself");
     check("", "damaged", "invalid counted; failed invalid: cannot read `x.gz`: it is cut off");
     check("", "exit65", "exit counted; failed exit: exit code 65");
     check("", "exit65 failed", "exit counted; failed exit: bad\\u{1b}header (exit code 65)");

@@ -25,6 +25,7 @@ use super::ready::{Origin, Track};
 use super::{HELD_LISTED, HeldFor};
 use crate::config::Route;
 use crate::item::{ItemKind, Signature};
+use crate::sys::dirs;
 use crate::units::Moment;
 
 /// Items that settle or are offered, over all folders; more stay names in the folder until these are through.
@@ -169,8 +170,7 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn open(path: &Path) -> io::Result<Place> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        let fd = dirs::open(rustix::fs::CWD, path, OFlags::RDONLY)?;
         // Of the path, after it was opened: a folder replaced in between shows as another identity later.
         let identity = fsinfo::look(path)?.identity;
         let network = fsinfo::network(&fd)?;

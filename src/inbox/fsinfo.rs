@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
+use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags};
+
+use crate::sys::dirs;
 
 /// Which directory a path names at present. A path whose identity changes was replaced, mounted over or unmounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +34,8 @@ pub(super) struct Outside {
 pub(super) fn look(path: &Path) -> io::Result<Outside> {
     let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
     // The last component may be a symlink that its owner made on purpose (a bigger disk, say).
-    let stat = rustix::fs::statx(CWD, path, AtFlags::empty(), mask)?;
-    if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Directory {
-        return Err(io::ErrorKind::NotADirectory.into());
-    }
+    let folder = dirs::open(CWD, path, OFlags::PATH)?;
+    let stat = rustix::fs::statx(&folder, "", AtFlags::EMPTY_PATH, mask)?;
     let nanoseconds = |at: rustix::fs::StatxTimestamp| i128::from(at.tv_sec) * 1_000_000_000 + i128::from(at.tv_nsec);
     Ok(Outside {
         identity: Identity { dev: (stat.stx_dev_major, stat.stx_dev_minor), ino: stat.stx_ino, mount: stat.stx_mnt_id },

@@ -68,6 +68,9 @@ impl Core {
         if let Some(owner) = self.folders[f].router.owner(name) {
             return self.look_at_companion(f, name, &owner);
         }
+        if !self.expected.is_empty() {
+            self.miss(f, name);
+        }
         let shape = Shape::of(&signature);
         match self.folders[f].items.get(name) {
             Some(Tracked { state: State::Offered { .. }, shape: before, .. }) if *before == shape => return,
@@ -293,6 +296,7 @@ impl Core {
         if self.folders[f].census.ignored.remove(name).is_some() {
             self.reported.touch();
         }
+        self.miss(f, name);
     }
 
     /// An event says that a name left. When it is there again, its own event comes later.

@@ -151,12 +151,12 @@ pub(crate) fn first_of_all(routes: &[Arc<Route>], name: &OsStr, kind: ItemKind) 
 }
 
 /// Whether a name is one of those that are no items, whatever the routes.
-pub(crate) fn is_never_an_item(name: &OsStr, kind: ItemKind) -> bool {
+pub(crate) fn is_never_an_item(name: &OsStr, kind: ItemKind, ignore: &[String]) -> bool {
     let kind = match kind {
         ItemKind::File => rustix::fs::FileType::RegularFile,
         ItemKind::Directory => rustix::fs::FileType::Directory,
     };
-    names::Ignore::new(&[]).matches(name, kind)
+    names::Ignore::new(ignore).matches(name, kind)
 }
 
 #[cfg(test)]

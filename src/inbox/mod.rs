@@ -123,6 +123,9 @@ pub enum Notice {
     Offered(Vec<Candidate>),
     /// Offered before, and gone or changed since.
     Withdrawn(Vec<CandidateKey>),
+    /// Expected items that don't lie there any more, or another one under their names, with their inodes. Who claims one
+    /// at that moment knows better.
+    Missing(Vec<(CandidateKey, u64)>),
     /// How many lie there in which state, after a scan or a change.
     Counts(Counts),
     /// The state of the inbox and its watch.
@@ -204,6 +207,12 @@ pub enum Answer {
     },
     /// The claim found it changed or a writer at it: settle it again.
     Unsettled(CandidateKey),
+    /// Somebody put it there, and waits for its end: should it go before it was taken, that is to be told. By its inode;
+    /// 0 on a file system that has none.
+    Expected {
+        key: CandidateKey,
+        inode: u64,
+    },
     /// A changed configuration: everything held or offered is judged again.
     Reconfigure {
         rules: Arc<InboxRules>,

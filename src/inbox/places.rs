@@ -14,7 +14,7 @@ use super::judging::Why;
 use super::scanner::Core;
 use super::watch::{Ear, Hint, Watch};
 use crate::config;
-use crate::sys::files;
+use crate::sys::{dirs, files};
 use crate::units::Moment;
 
 /// Between two looks at the identity of the folders: an event tells of most changes, but of none when something is
@@ -293,6 +293,7 @@ impl Core {
         tracing::debug!(folder = folder.shown(), ?took, items = folder.items.len(), "the folder was read");
         folder.warn_of_stale_partials();
         self.scanned |= self.folders.iter().all(|folder| folder.read_whole || folder.place.is_none());
+        self.miss_all(f);
         self.reported.touch();
     }
 
@@ -364,6 +365,12 @@ impl Folder {
         let local = self.place.as_ref().is_some_and(|place| place.network.is_none());
         let seen = fsinfo::look(&self.path);
         local && seen.is_ok_and(|seen| seen.changed_ns == last.changed_ns) && GRAIN_NS <= last.wall_ns - last.changed_ns
+    }
+
+    /// Whether somebody put a link in its place that leads elsewhere by their will.
+    pub(super) fn is_foreign_link(&self) -> bool {
+        let opened = dirs::open(rustix::fs::CWD, &self.path, rustix::fs::OFlags::PATH);
+        opened.is_err_and(|error| error == dirs::FOREIGN_LINK)
     }
 
     /// A temporary name that stays is a transfer that was cut off, or a finished file that its producer misnamed.

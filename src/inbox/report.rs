@@ -151,7 +151,11 @@ impl Core {
         }
         if let Some(folder) = self.folders.iter().find(|folder| folder.place.is_none() && self.was_looked_at()) {
             let shown = folder.shown();
-            return Check::degraded(What::Inbox, format!("the intake folder `{shown}` is missing; make it"));
+            let words = match folder.is_foreign_link() {
+                true => "is a link that somebody else made: it isn't followed; put a folder in its place",
+                false => "is missing; make it",
+            };
+            return Check::degraded(What::Inbox, format!("the intake folder `{shown}` {words}"));
         }
         if let Some(folder) = self.folders.iter().find(|folder| self.is_on_another_mount(folder)) {
             let shown = folder.shown();

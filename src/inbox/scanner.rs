@@ -91,6 +91,9 @@ pub(super) struct Core {
     notices: Sender<Notice>,
     offered: Vec<Candidate>,
     withdrawn: Vec<CandidateKey>,
+    /// By their inodes, until they are taken; and those that went before.
+    pub(super) expected: HashMap<CandidateKey, u64>,
+    missing: Vec<(CandidateKey, u64)>,
     pub(super) reported: Reported,
     pub(super) scans: Arc<ScanTimes>,
     beat: Arc<AtomicU64>,
@@ -121,6 +124,8 @@ impl Core {
             notices,
             offered: Vec::new(),
             withdrawn: Vec::new(),
+            expected: HashMap::new(),
+            missing: Vec::new(),
             reported: Reported::default(),
             scans: Arc::default(),
             beat,
@@ -290,6 +295,14 @@ impl Core {
                 self.reported.touch();
                 keys.iter().for_each(|key| self.take_taken(key));
             }
+            Answer::Expected { key, inode } => {
+                let place = self.place_of(&key).map(|(f, name)| (f, name.to_owned()));
+                self.expected.insert(key, inode);
+                // It may have gone before this came.
+                if let Some((f, name)) = place {
+                    self.miss(f, &name);
+                }
+            }
             Answer::Refused { key, why, reason, retry_in } => self.take_refusal(&key, why, reason, retry_in),
             Answer::Unsettled(key) => {
                 if let Some((f, name)) = self.place_of(&key) {
@@ -324,6 +337,7 @@ impl Core {
     }
 
     fn take_taken(&mut self, key: &CandidateKey) {
+        self.expected.remove(key);
         let Some((f, name)) = self.place_of(key) else { return };
         let owed = self.departed.remove(&(f, name.to_owned())).is_some();
         let Some(tracked) = self.folders[f].items.get(name) else { return };
@@ -546,6 +560,29 @@ impl Core {
         self.departed.contains_key(&(f, name.to_owned()))
     }
 
+    /// Looks whether an expected item has gone.
+    pub(super) fn miss(&mut self, f: usize, name: &OsStr) {
+        let Some(place) = self.folders[f].place.as_ref().filter(|_| !self.expected.is_empty()) else { return };
+        let key = self.folders[f].key(name);
+        let Some(inode) = self.expected.get(&key).copied() else { return };
+        let is_it = |found: u64| [0, inode].contains(&found) || inode == 0;
+        match inspect::look(&place.fd, name) {
+            Look::Found { signature, .. } if is_it(signature.ino) => {}
+            Look::Failed(_) => {}
+            Look::Found { .. } | Look::Gone => {
+                self.expected.remove(&key);
+                self.missing.push((key, inode));
+            }
+        }
+    }
+
+    /// The same for all that are expected in a folder: nobody may have told of one that went.
+    pub(super) fn miss_all(&mut self, f: usize) {
+        let theirs = self.expected.keys().filter(|key| key.folder == self.folders[f].name);
+        let names: Vec<OsString> = theirs.map(|key| key.name.as_os_str().to_owned()).collect();
+        names.iter().for_each(|name| self.miss(f, name));
+    }
+
     /// Answers that never came aren't waited for for ever.
     pub(super) fn forget_departed(&mut self) {
         let now = self.now();
@@ -556,6 +593,9 @@ impl Core {
     pub(super) fn flush(&mut self) {
         if !self.withdrawn.is_empty() {
             let _ = self.notices.send(Notice::Withdrawn(std::mem::take(&mut self.withdrawn)));
+        }
+        if !self.missing.is_empty() {
+            let _ = self.notices.send(Notice::Missing(std::mem::take(&mut self.missing)));
         }
         if !self.offered.is_empty() {
             let _ = self.notices.send(Notice::Offered(std::mem::take(&mut self.offered)));

@@ -26,6 +26,7 @@ struct World {
     /// Offered and not asked for yet.
     offered: Vec<Candidate>,
     withdrawn: Vec<CandidateKey>,
+    missing: Vec<(CandidateKey, u64)>,
     counts: Counts,
     health: Vec<Check>,
     claims: std::cell::Cell<usize>,
@@ -59,6 +60,7 @@ impl World {
             scanner: None,
             offered: Vec::new(),
             withdrawn: Vec::new(),
+            missing: Vec::new(),
             counts: Counts::default(),
             health: Vec::new(),
             claims: Default::default(),
@@ -102,6 +104,7 @@ impl World {
                     self.offered.retain(|candidate| !keys.contains(&candidate.key));
                     self.withdrawn.extend(keys);
                 }
+                Notice::Missing(items) => self.missing.extend(items),
                 Notice::Counts(counts) => self.counts = counts,
                 Notice::Health(health) => self.health = health,
             }
@@ -586,4 +589,42 @@ fn a_dropped_scanner_ends() {
     drop(scanner);
     while notices.recv_timeout(LIMIT).is_ok() {}
     assert_eq!(notices.try_recv().unwrap_err(), crossbeam_channel::TryRecvError::Disconnected);
+}
+
+#[test]
+fn an_expected_item_that_goes_is_missed_once() {
+    use std::os::unix::fs::MetadataExt as _;
+    let key = |name: &str| CandidateKey { folder: String::new(), name: ItemName::new(name) };
+    let check = |watch: Watch, settle: Duration| {
+        let poll = |rules: &mut InboxRules| (rules.watch, rules.poll_interval) = (watch, Duration::from_millis(100));
+        let mut world = World::new(settle).rules(poll).start();
+        let expect = |world: &World, name: &str, inode: u64| {
+            world.answer(Answer::Expected { key: key(name), inode });
+            (key(name), inode)
+        };
+        // One that nobody ever saw, one that another file took the place of, one that is there and then goes.
+        let never = expect(&world, "never", 7);
+        world.rename_in("there");
+        let inode = |world: &World| fs::metadata(world.path("there")).unwrap().ino();
+        let replaced = expect(&world, "there", inode(&world) + 1);
+        let missing = |world: &mut World, item: &(CandidateKey, u64)| {
+            world.until("that it is missed", |world| world.missing.contains(item).then_some(()));
+        };
+        missing(&mut world, &never);
+        missing(&mut world, &replaced);
+        let ours = expect(&world, "there", inode(&world));
+        let other = expect(&world, "other", 9);
+        missing(&mut world, &other);
+        assert!(!world.missing.contains(&ours));
+        fs::remove_file(world.path("there")).unwrap();
+        missing(&mut world, &ours);
+        // What was taken isn't missed; nor is anything twice.
+        world.answer(Answer::Taken(vec![key("there")]));
+        let last = expect(&world, "last", 9);
+        missing(&mut world, &last);
+        assert_eq!(world.missing, [never, replaced, other, ours, last]);
+    };
+    check(Watch::Auto, HOUR);
+    check(Watch::Auto, Duration::ZERO);
+    check(Watch::Poll, HOUR);
 }

@@ -93,6 +93,8 @@ impl fmt::Display for Sum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match whole(self.0) {
             Some(sum) => sum.fmt(f),
+            // Written out it could have three hundred digits.
+            None if self.0.abs() > EXACT => write!(f, "{:.3e}", self.0),
             None => self.0.fmt(f),
         }
     }

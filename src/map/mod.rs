@@ -184,16 +184,7 @@ fn runnable(name: &OsString, env: &[(OsString, OsString)]) -> Result<std::path::
         let help = "the first word behind `--` is the program; no shell reads the command (`sh -c '…'` is one)";
         Refused::Command { message, help: help.to_owned() }
     };
-    let found = program::find(name, env, Path::new(".")).map_err(refused)?.into_owned();
-    let shown = || crate::item::escape(name.as_encoded_bytes());
-    match std::fs::metadata(&found) {
-        Err(error) => Err(refused(format!("cannot start `{}`: {error}", shown()))),
-        Ok(meta) if meta.is_dir() => Err(refused(format!("cannot start `{}`: it is a directory", shown()))),
-        Ok(_) => match rustix::fs::access(&found, rustix::fs::Access::EXEC_OK) {
-            Err(_) => Err(refused(format!("`{}` may not be executed", shown()))),
-            Ok(()) => Ok(found),
-        },
-    }
+    program::runnable(name, env, Path::new(".")).map_err(refused)
 }
 
 /// Everything that can wake the loop.

@@ -23,6 +23,9 @@ impl<'a> Waits<'a> {
     pub fn job(&self, job: &Job) -> String {
         let Planner { state, floor, .. } = &self.planner;
         match &job.stage {
+            Stage::Claiming | Stage::Preparing { .. } if !self.planner.state.may_claim => {
+                "nothing can be written at present: see the health of spool and space".to_owned()
+            }
             Stage::Claiming => "it is being claimed".to_owned(),
             Stage::Preparing { .. } => "its attempt is being written down".to_owned(),
             Stage::Running { .. } => "it runs".to_owned(),

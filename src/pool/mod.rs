@@ -31,6 +31,7 @@
 //! A task must not wait for another one of its own pool that may stand in line behind it: when every slot waits so, none
 //! goes on.
 
+mod build;
 mod map;
 mod residents;
 mod scope;
@@ -45,7 +46,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 pub use map::{Map, MapUnordered};
 pub use residents::{Answers, Residents, ResidentsBuilder};
@@ -53,7 +54,7 @@ pub use scope::Scope;
 pub use slot::{Device, Devices, Slot, Slots};
 pub use ticket::{AsCompleted, TaskError, Ticket, as_completed};
 
-use crate::lender::{self, Ground, Lender, Terms};
+use crate::lender::Lender;
 use map::Flow;
 use ticket::pair;
 pub(crate) use worker::caught;
@@ -66,10 +67,15 @@ use worker::{Hurry, Task, Worker};
 /// assert_eq!(wrong.to_string(), "a pool needs at least one slot");
 /// ```
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PoolError {
     /// [`Builder::slots`] was given 0.
     #[error("a pool needs at least one slot")]
     NoSlots,
+    /// A setting that can't be: a name with a NUL byte, more slots than any host has threads, a time of nothing. The words
+    /// say which, and what to do.
+    #[error("{0}")]
+    Settings(String),
     /// The devices asked for can't be had here; the words say what is missing and what to do.
     #[error("{0}")]
     Devices(String),
@@ -97,8 +103,8 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// How many tasks run at a time. By default one for each CPU this process may use ([`Slots::cpu_count`]); with GPUs,
-    /// as many as they take, and this is the most.
+    /// How many tasks run at a time, at most 65,536. By default one for each CPU this process may use
+    /// ([`Slots::cpu_count`]); with GPUs, as many as they take, and this is the most.
     ///
     /// ```
     /// assert_eq!(gamdok::Pool::builder().slots(3).build()?.slots(), 3);
@@ -109,7 +115,7 @@ impl Builder {
         self
     }
 
-    /// What its threads are called: `<name>-0`, `<name>-1`, … (`pool` by default).
+    /// What its threads are called: `<name>-0`, `<name>-1`, … (`pool` by default). It may hold no NUL byte.
     ///
     /// ```
     /// let pool = gamdok::Pool::builder().slots(1).name("ocr").build()?;
@@ -123,7 +129,8 @@ impl Builder {
     }
 
     /// At most so many tasks wait in line: [`submit`](Pool::submit) then waits for room, and a fast producer can't fill
-    /// the memory. Without it the line is as long as it gets. With 0 a task is taken only by a slot that waits for one.
+    /// the memory. Without it the line is as long as it gets. With 0 a task is taken only by a slot that waits for one; more
+    /// than 1,048,576 count as so many, since the room for them is set aside.
     ///
     /// ```
     /// let pool = gamdok::Pool::builder().queue(10).build()?;
@@ -159,11 +166,8 @@ impl Builder {
     /// assert!(matches!(gamdok::Pool::builder().slots(0).build(), Err(PoolError::NoSlots)));
     /// ```
     pub fn build(self) -> Result<Pool, PoolError> {
-        if self.slots == Some(0) {
-            return Err(PoolError::NoSlots);
-        }
-        let (lender, most) = ground(self.devices, &self.name, self.slots)?;
-        let (tasks, taken) = self.queue.map_or_else(unbounded, bounded);
+        let (lender, most) = build::ground(self.devices, &self.name, self.slots)?;
+        let (tasks, taken) = build::line(self.queue);
         let (open, closed) = bounded(0);
         let hurry = Hurry { given_up: Arc::new(AtomicBool::new(false)), closed };
         let mut pool = Pool {
@@ -399,7 +403,7 @@ impl Pool {
         F: for<'scope> FnOnce(&Scope<'scope, 'env>) -> T,
     {
         thread::scope(|threads| {
-            let (tasks, taken) = self.queue.map_or_else(unbounded, bounded);
+            let (tasks, taken) = build::line(self.queue);
             let mut started = 0;
             for index in 0..self.slots {
                 let worker = self.worker(index, taken.clone());
@@ -498,16 +502,6 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").field("name", &self.name).field("slots", &self.slots).finish_non_exhaustive()
     }
-}
-
-/// What a pool stands on: who lends it GPUs, if anybody does, and how many slots it has.
-fn ground(devices: Devices, name: &str, slots: Option<usize>) -> Result<(Option<Lender>, usize), PoolError> {
-    let Devices { gpus, cpu_fallback, rules } = devices;
-    let terms = Terms { name: format!("pool `{name}`"), rules, gpus, cpu_fallback };
-    Ok(match lender::open(terms).map_err(|none| PoolError::Devices(none.to_string()))? {
-        Ground::Cpu(cores) => (None, slots.unwrap_or(cores)),
-        Ground::Gpus(lender, most) => (Some(lender), slots.map_or(most, |slots| slots.min(most))),
-    })
 }
 
 /// Nothing more is put in line.

@@ -15,14 +15,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::slot::Devices;
 use super::ticket::{Promise, TaskError, Ticket, pair};
 use super::worker::Hurry;
-use super::{PoolError, close_to, ground};
+use super::{PoolError, build, close_to};
 use carrier::Carrier;
 
 /// The longest task, as JSON: what one line of the channel may have.
@@ -69,7 +69,7 @@ pub struct ResidentsBuilder {
 }
 
 impl ResidentsBuilder {
-    /// How many processes there are at most: each is started when a task finds no idle one. By default one for each CPU
+    /// How many processes there are at most (65,536 at the very most): each is started when a task finds no idle one. By default one for each CPU
     /// this process may use; with GPUs, as many as they take.
     ///
     /// ```no_run
@@ -81,7 +81,7 @@ impl ResidentsBuilder {
         self
     }
 
-    /// What its threads are called: `<name>-0`, `<name>-1`, … (`residents` by default).
+    /// What its threads are called: `<name>-0`, `<name>-1`, … (`residents` by default). It may hold no NUL byte.
     ///
     /// ```no_run
     /// let named = gamdok::Residents::builder(["python3", "embed.py"]).name("embed").build()?;
@@ -92,7 +92,8 @@ impl ResidentsBuilder {
         self
     }
 
-    /// At most so many tasks wait in line: [`submit`](Residents::submit) then waits for room.
+    /// At most so many tasks wait in line: [`submit`](Residents::submit) then waits for room. More than 1,048,576 count as
+    /// so many.
     ///
     /// ```no_run
     /// let bounded = gamdok::Residents::builder(["python3", "embed.py"]).queue(100).build()?;
@@ -116,7 +117,7 @@ impl ResidentsBuilder {
         self
     }
 
-    /// A variable for their environment, beside what they inherit.
+    /// A variable for their environment, beside what they inherit. What confines them to their device stands above it.
     ///
     /// ```no_run
     /// let offline = gamdok::Residents::builder(["python3", "embed.py"]).env("HF_HUB_OFFLINE", "1").build()?;
@@ -129,7 +130,7 @@ impl ResidentsBuilder {
         self
     }
 
-    /// Their working directory; by default this process'.
+    /// Their working directory; by default this process'. It has to be there when the pool is built.
     ///
     /// ```no_run
     /// let there = gamdok::Residents::builder(["python3", "embed.py"]).cwd("/srv/models").build()?;
@@ -140,7 +141,7 @@ impl ResidentsBuilder {
         self
     }
 
-    /// How long one may take until it says that it is ready (5 minutes by default).
+    /// How long one may take until it says that it is ready (5 minutes by default); more than nothing.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -166,7 +167,8 @@ impl ResidentsBuilder {
         self
     }
 
-    /// How long a task may take; then its process is ended, and the task has failed. Without it there is no limit.
+    /// How long a task may take, more than nothing; then its process is ended, and the task has failed. Without it there is
+    /// no limit.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -179,8 +181,8 @@ impl ResidentsBuilder {
         self
     }
 
-    /// Starts the threads that look after the processes; those come with the first tasks. A program that isn't there is
-    /// told here.
+    /// Starts the threads that look after the processes; those come with the first tasks. A program that isn't there, or
+    /// a folder, or a word that no process can be given, is told here.
     ///
     /// ```
     /// use gamdok::pool::PoolError;
@@ -189,12 +191,9 @@ impl ResidentsBuilder {
     /// assert!(matches!(none, Err(PoolError::Command(_))));
     /// ```
     pub fn build(self) -> Result<Residents, PoolError> {
-        if self.slots == Some(0) {
-            return Err(PoolError::NoSlots);
-        }
-        self.plan.find().map_err(PoolError::Command)?;
-        let (lender, most) = ground(self.devices, &self.name, self.slots)?;
-        let (orders, taken) = self.queue.map_or_else(unbounded, bounded);
+        self.plan.check()?;
+        let (lender, most) = build::ground(self.devices, &self.name, self.slots)?;
+        let (orders, taken) = build::line(self.queue);
         let (open, closed) = bounded(0);
         let hurry = Hurry { given_up: Arc::new(AtomicBool::new(false)), closed };
         let plan = Arc::new(self.plan);
@@ -248,7 +247,8 @@ impl ResidentsBuilder {
 /// A task that fails is an error of its ticket ([`TaskError::Failed`]); its process is replaced then, unless it said
 /// `"retry":false`, which means that it is well. A process that ends, speaks nonsense or takes too long costs the task it was
 /// at ([`TaskError::Lost`]); what it hadn't come to goes to the next one. Nothing is tried twice by itself.
-/// What a process starts is ended with it as far as it stays in its process group.
+/// What a process starts is ended with it: what is in its process group, and what left that but kept `GAMDOK_ID` in its
+/// environment.
 ///
 /// **Ends**: [`join`](Residents::join) lets everything submitted run; dropping it, or [`shutdown`](Residents::shutdown), lets
 /// what was handed over end and cancels the rest.

@@ -297,3 +297,38 @@ fn devices_that_are_not_there_are_told_of() {
     let pool = Pool::builder().slots(1).devices(Devices::gpus(1).rules(cpu)).build().unwrap();
     assert_eq!(pool.submit_with(|slot| slot.device().gpus()).wait(), Ok(0));
 }
+
+#[test]
+fn what_no_pool_can_be_is_an_error_and_never_a_panic() {
+    let check = |change: fn(Builder) -> Builder, words: &str| {
+        let wrong = change(Pool::builder()).build().map(drop).unwrap_err().to_string();
+        assert!(wrong.contains(words), "{wrong}, not {words}");
+    };
+    check(|it| it.name("a\0b"), "the name `a\\u{0}b` has a NUL byte");
+    check(|it| it.slots(0), "at least one slot");
+    check(|it| it.slots(usize::MAX), "18446744073709551615 slots are a thread each: ask for at most 65536");
+    let gpus = |each, rules: config::Devices| move |it: Builder| it.devices(Devices::gpus(each).rules(rules.clone()));
+    let check = |change: &dyn Fn(Builder) -> Builder, words: &str| {
+        let wrong = change(Pool::builder()).build().map(drop).unwrap_err().to_string();
+        assert!(wrong.contains(words) && wrong.contains("help: "), "{wrong}, not {words}");
+    };
+    check(&gpus(1, simulated(2, 0)), "`slots` is 0");
+    check(&gpus(1, simulated(2, u32::MAX)), "`slots` is 4294967295");
+    check(&gpus(1, simulated(u32::MAX, 1)), "`sim.gpus` is 4294967295");
+    check(&gpus(u32::MAX, simulated(2, 1)), "asks for 4294967295 GPUs at a time");
+    for cpu_slots in [0, u32::MAX] {
+        let rules = config::Devices { cpu_slots: Some(cpu_slots), ..config::Devices::default() };
+        check(&|it| it.devices(Devices::cpu().rules(rules.clone())), "`cpu_slots` is ");
+    }
+}
+
+#[test]
+fn huge_numbers_are_as_good_as_none() {
+    let pool = Pool::builder().slots(2).queue(usize::MAX).name("").build().unwrap();
+    assert_eq!(pool.submit(|| 1).wait_timeout(Duration::MAX).unwrap(), Ok(1));
+    assert_eq!(pool.map(0..100, |n| n).in_flight(usize::MAX).flatten().count(), 100);
+    assert_eq!(pool.map_unordered(0..100, |n| n).in_flight(usize::MAX).flatten().count(), 100);
+    pool.scope(|scope| assert_eq!(scope.submit(|| 2).wait(), Ok(2)));
+    let two = Pool::builder().slots(usize::MAX).devices(Devices::gpus(1).rules(simulated(2, 1))).build().unwrap();
+    assert_eq!(two.slots(), 2);
+}

@@ -36,7 +36,8 @@
 //! [`Job::device`]; the process sees all GPUs, so it must keep to that one by itself. An error is tried again while the
 //! route has `retries` left, [`Failure::for_good`] isn't, and a panic is an error like any other. **Nothing can end a
 //! closure from outside**: a route with a closure and a `timeout` is refused, and a cancelled item's closure goes on until
-//! it looks at [`Job::is_stopping`], or returns. What needs a hard limit is a command.
+//! it looks at [`Job::is_stopping`], or returns. What needs a hard limit is a command. The `pid` of its attempts, in
+//! `result.json` and in `gamdok status`, is this program's.
 //!
 //! **A root** has one director at a time, in whatever program. A job keeps the route it was claimed with: after a crash the
 //! next start goes on with it by the closure of the same name; a director without one fails it, to be retried.
@@ -45,6 +46,7 @@
 //! program's signals stay its own: nothing is caught here.
 
 mod builder;
+mod check;
 mod route;
 mod submission;
 
@@ -61,6 +63,8 @@ pub use builder::Builder;
 pub use route::Route;
 pub use submission::Submission;
 
+#[doc(inline)]
+pub use crate::config::Watch;
 #[doc(inline)]
 pub use crate::director::{Ended, Events, NewsEvent as Event, Summary};
 #[doc(inline)]
@@ -155,6 +159,8 @@ impl From<RunError> for Error {
 pub struct Director {
     root: std::path::PathBuf,
     routes: Vec<Arc<config::Route>>,
+    /// Names that are no items.
+    ignore: Vec<String>,
     news: News,
     asks: Sender<Request>,
     /// A message is what a signal is to the service.
@@ -225,13 +231,18 @@ impl Director {
         let item = || shown(payload.named());
         let refused = |what: String| Error::Submit { item: item(), what };
         let (name, kind) = payload.look().map_err(refused)?;
-        if inbox::is_never_an_item(&name, kind) {
-            return Err(refused("names like this are temporary files to the inbox: give it another one".to_owned()));
+        if inbox::is_never_an_item(&name, kind, &self.ignore) {
+            let what = "names like this are temporary files to the inbox, or ignored: give it another one";
+            return Err(refused(what.to_owned()));
         }
         let Some(route) = inbox::first_of_all(&self.routes, &name, kind) else {
             let kind = if kind == ItemKind::Directory { "directory" } else { "file" };
             return Err(refused(format!("no route takes a {kind} of this name: add one, or rename it")));
         };
+        if payload.size().is_some_and(|size| size < route.ready.min_bytes.0) {
+            let (name, least) = (&route.name, route.ready.min_bytes);
+            return Err(refused(format!("route `{name}` takes items of at least {least}, and it is smaller")));
+        }
         let key = CandidateKey { folder: route.folder.clone(), name: ItemName::new(name) };
         let Some(ended) = self.news.await_item(&key) else {
             if self.news.is_over() {
@@ -245,6 +256,7 @@ impl Director {
             self.news.forget_item(&key);
             refused(what)
         })?;
+        self.news.lies_there(&key);
         Ok(Submission::new(ended, self.news.clone()))
     }
 
@@ -296,7 +308,7 @@ impl Director {
         self.subscribe_with(EVENTS)
     }
 
-    /// The same with room for this many unread events.
+    /// The same with room for this many unread events, from 1 to 65,536.
     pub fn subscribe_with(&self, most: usize) -> Events {
         self.news.subscribe(most)
     }

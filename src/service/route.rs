@@ -1,12 +1,13 @@
 //! Which items are taken, and what is done with them: what a `[[route]]` says in a configuration, in code.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Error;
-use crate::config::{self, Mode, RouteKind, template};
+use super::check::{self, Kind};
+use crate::config::{self, Batch, Compress, Mode, RouteKind};
 use crate::item::escape;
 use crate::rules::{Bytes, Visible};
 use crate::worker::{Failure, Job, Outcome, Work};
@@ -77,7 +78,7 @@ impl Route {
         self.with(|route| route.kind = RouteKind::Any)
     }
 
-    /// So many GPUs for each item.
+    /// So many GPUs for each item, at most 256; 1 unless told.
     pub fn gpus(self, each: u32) -> Route {
         self.with(|route| route.gpus = each)
     }
@@ -107,17 +108,30 @@ impl Route {
         self.with(|route| route.priority = priority)
     }
 
-    /// At most so many at a time.
+    /// At most so many at a time; no bound unless told, and for 0.
     pub fn max_running(self, most: u32) -> Route {
         self.with(|route| route.max_running = Some(most).filter(|most| *most > 0))
     }
 
-    /// How long an attempt may take. Only for commands: nothing can end a closure, so a route with one is refused.
+    /// How long an attempt may take; as long as it likes unless told. Only for commands: nothing can end a closure, so a
+    /// route with one is refused.
     pub fn timeout(self, limit: Duration) -> Route {
         self.with(|route| route.timeout = Some(limit))
     }
 
-    /// How often an item is tried again after a failure of its own; 2 unless told.
+    /// How long a process that was asked to end may take until it is killed; 10 s unless told. Of a closure: what it left
+    /// behind.
+    pub fn kill_grace(self, grace: Duration) -> Route {
+        self.with(|route| route.kill_grace = grace)
+    }
+
+    /// The folder that the command starts in; the working directory unless told, and a relative one starts from there.
+    /// Placeholders are filled in.
+    pub fn cwd(self, folder: impl Into<String>) -> Route {
+        self.with(|route| route.cwd = Some(folder.into()))
+    }
+
+    /// How often an item is tried again after a failure of its own, at most 100 times; 2 unless told.
     pub fn retries(self, retries: u32) -> Route {
         self.with(|route| route.retries = retries)
     }
@@ -132,6 +146,12 @@ impl Route {
         self.with(|route| route.outputs = patterns.into_iter().map(Into::into).collect())
     }
 
+    /// Links what lies in `out/` to `<folder>/<item's name>/` too, once the item is done (it is copied to another file system);
+    /// nowhere unless told. A relative folder starts from the working directory.
+    pub fn publish(self, folder: impl Into<PathBuf>) -> Route {
+        self.with(|route| route.publish = Some(folder.into()))
+    }
+
     /// A variable of the environment, for a command and for [`Job::env`]. Placeholders are filled in.
     pub fn env(self, key: impl Into<String>, value: impl Into<String>) -> Route {
         self.with(|route| drop(route.env.insert(key.into(), value.into())))
@@ -142,112 +162,83 @@ impl Route {
         self.with(|route| route.mode = Mode::Resident)
     }
 
+    /// How many items such a process is handed at once, and how long the first of them waits for more; 1 and no wait
+    /// unless told. At most 512, and an hour.
+    pub fn batch(self, max_items: u32, max_wait: Duration) -> Route {
+        self.with(|route| route.batch = Batch { max_items, max_wait })
+    }
+
+    /// How long such a process stays without an item; 10 minutes unless told. Then it ends, and its GPU is free for others.
+    pub fn idle_timeout(self, limit: Duration) -> Route {
+        self.with(|route| route.resident.idle_timeout = limit)
+    }
+
+    /// After how many items such a process is replaced; never unless told, and for 0.
+    pub fn max_items(self, most: u32) -> Route {
+        self.with(|route| route.resident.max_items = Some(most).filter(|most| *most > 0))
+    }
+
+    /// How long such a process may take until it says that it is ready; 5 minutes unless told.
+    pub fn ready_timeout(self, limit: Duration) -> Route {
+        self.with(|route| route.resident.ready_timeout = limit)
+    }
+
+    /// Each item is a file of lines, plain or gzip: the command works on batches of at most so many, several at once, and
+    /// what stands for them comes together in order in `out/`. Only for commands: a closure calls [`split`](crate::split).
+    pub fn split(self, lines: u32) -> Route {
+        self.with(|route| route.split.get_or_insert(NO_SPLIT).lines = lines)
+    }
+
+    /// What a [`split`](Route::split) puts together is gzip of this level, 0 (stored) to 12 (small); plain unless told.
+    pub fn compress(self, level: u8) -> Route {
+        self.with(|route| {
+            let split = route.split.get_or_insert(NO_SPLIT);
+            (split.compress, split.level) = (Compress::Gzip, level);
+        })
+    }
+
+    /// How long an item that others write into the inbox must be quiet before it counts as whole, in place of what
+    /// [`Builder::settle`](super::Builder::settle) says.
+    pub fn settle(self, quiet: Duration) -> Route {
+        self.with(|route| route.ready.settle = Some(quiet))
+    }
+
+    /// Only items beside which a file of their name and this suffix lies, such as `.done`; of a directory also those in
+    /// which a file is called that.
+    pub fn marker(self, suffix: impl Into<String>) -> Route {
+        self.with(|route| route.ready.marker = Some(suffix.into()))
+    }
+
+    /// Only items beside which a `<name>.manifest.json` lies with the right sizes and SHA-256 sums.
+    pub fn manifest(self) -> Route {
+        self.with(|route| route.ready.manifest = true)
+    }
+
+    /// Only items of at least this size; empty ones are items, too, unless told.
+    pub fn min_bytes(self, least: Bytes) -> Route {
+        self.with(|route| route.ready.min_bytes = least)
+    }
+
+    /// Only items that this program says are whole: 0 is yes, 75 not yet, all else holds them. Of the placeholders it may
+    /// have `{item}` and `{name}`.
+    pub fn validator<W: Into<String>>(self, words: impl IntoIterator<Item = W>) -> Route {
+        self.with(|route| route.ready.validator = words.into_iter().map(Into::into).collect())
+    }
+
     /// The first thing that can't be.
-    pub(super) fn check(&self) -> Result<(), Error> {
-        let route = &self.route;
-        let refused = |what: String| Err(Error::Route { route: escape(route.name.as_bytes()), what });
-        let name = route.name.as_str();
-        if name.is_empty()
-            || name.len() > 64
-            || name.contains('/')
-            || name.trim() != name
-            || escape(name.as_bytes()) != name
-        {
-            return refused("it needs a name of 1 to 64 printable bytes without `/` or spaces at its ends".to_owned());
-        }
-        let folder = route.folder.as_str();
-        if folder.contains('/') || folder.starts_with('.') || folder.len() > 255 || escape(folder.as_bytes()) != folder
-        {
-            return refused(format!(
-                "`{}` can't be a folder of the inbox: name one directly in it",
-                escape(folder.as_bytes())
-            ));
-        }
-        for pattern in route.patterns.iter().chain(&route.outputs) {
-            if let Err(error) = globset::Glob::new(pattern) {
-                return refused(format!(
-                    "the pattern `{}` can't be read: {}",
-                    escape(pattern.as_bytes()),
-                    error.kind()
-                ));
-            }
-        }
-        if let Some(pattern) = route.patterns.iter().find(|pattern| pattern.is_empty() || pattern.contains('/')) {
-            return refused(format!("the pattern `{}` fits no name", escape(pattern.as_bytes())));
-        }
-        let leads_out = |pattern: &&String| pattern.starts_with('/') || pattern.split('/').any(|part| part == "..");
-        if let Some(pattern) = route.outputs.iter().find(leads_out) {
-            return refused(format!("the output `{}` leads out of `out/`", escape(pattern.as_bytes())));
-        }
-        if route.gpus == 0 && route.gpu_memory.is_some() {
-            return refused("`gpu_memory` of no GPU: leave it out, or ask for `gpus(1)`".to_owned());
-        }
-        if self.work.is_some() && route.mode == Mode::Resident {
-            return refused("a closure stays in this program anyway: `resident` is for commands".to_owned());
-        }
-        if self.work.is_some() && route.timeout.is_some() {
-            let what = "a timeout can't end a closure: leave it out and look at `Job::is_stopping`, or run a command";
-            return refused(what.to_owned());
-        }
-        if route.backoff > config::Route::MAX_BACKOFF {
-            return refused(
-                "a `backoff` of more than ten minutes: it is the first wait, and doubles up to that".to_owned(),
-            );
-        }
-        if self.work.is_none() && route.command.first().is_none_or(String::is_empty) {
-            return refused("its command is empty: name a program".to_owned());
-        }
-        for text in route.command.iter().chain(route.env.values()) {
-            if let Err((_, what)) = template::check(text) {
-                return refused(format!("`{}` holds {what}", escape(text.as_bytes())));
-            }
-        }
-        let reserved = ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"];
-        let taken = |key: &&String| key.starts_with("GAMDOK_") || reserved.contains(&key.as_str());
-        if let Some(key) = route.env.keys().find(taken) {
-            return refused(format!("the variable `{key}` is set for each attempt: leave it out"));
-        }
-        if route.env.keys().any(|key| key.is_empty() || key.contains(['=', '\0'])) {
-            return refused("a variable's name is empty, or holds `=`".to_owned());
-        }
-        Ok(())
+    pub(super) fn check(&self, root: &Path) -> Result<(), Error> {
+        let kind = if self.work.is_some() { Kind::Closure } else { Kind::Command };
+        let refused = |what: String| Error::Route { route: escape(self.route.name.as_bytes()), what };
+        check::route(&self.route, kind, root).map_err(refused)
     }
 }
+
+/// Until it is told of how many lines.
+const NO_SPLIT: config::Split = config::Split { lines: 0, compress: Compress::None, level: 6 };
 
 impl fmt::Debug for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.work.is_some() { "closure" } else { "command" };
         f.debug_struct("Route").field("name", &self.route.name).field("runs", &kind).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_cannot_be_is_told_by_route() {
-        let check = |route: Route, words: &str| match route.check() {
-            Ok(()) => assert_eq!(words, "", "{route:?}"),
-            Err(error) => assert!(!words.is_empty() && error.to_string().contains(words), "{error}"),
-        };
-        let closure = || Route::closure("c", |_| Ok(()));
-        let command = || Route::command("r", ["true", "{item}"]);
-        check(closure(), "");
-        check(command().timeout(Duration::from_secs(1)).resident(), "");
-        check(closure().timeout(Duration::from_secs(1)), "route `c`: a timeout can't end a closure");
-        check(closure().resident(), "`resident` is for commands");
-        check(Route::closure(" ", |_| Ok(())), "it needs a name");
-        check(Route::closure("a/b", |_| Ok(())), "it needs a name");
-        check(closure().folder("a/b"), "`a/b` can't be a folder");
-        check(closure().matching(["[a"]), "the pattern `[a` can't be read");
-        check(closure().matching(["a/b"]), "fits no name");
-        check(closure().outputs(["../x"]), "leads out of `out/`");
-        check(closure().cpu().gpu_memory(Bytes(1)), "`gpu_memory` of no GPU");
-        check(closure().backoff(Duration::from_secs(601)), "more than ten minutes");
-        check(closure().env("GAMDOK_ID", "x"), "`GAMDOK_ID` is set for each attempt");
-        check(closure().env("A=B", "x"), "holds `=`");
-        check(Route::command("r", [""; 0]), "its command is empty");
-        check(Route::command("r", ["x", "{imte}"]), "holds an unknown placeholder");
     }
 }

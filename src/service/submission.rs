@@ -36,6 +36,9 @@ impl Payload<'_> {
     /// Its name and its kind.
     pub(super) fn look(&self) -> Result<(OsString, ItemKind), String> {
         let path = self.named();
+        if path.as_os_str().as_encoded_bytes().contains(&0) {
+            return Err("a path has no NUL byte in it".to_owned());
+        }
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
             return Err("this path ends in no name".to_owned());
         };
@@ -56,6 +59,16 @@ impl Payload<'_> {
             Payload::Move(_) if meta.is_dir() => Ok((name, ItemKind::Directory)),
             _ if meta.is_dir() => Err("it is a directory: `submit_moved` takes those".to_owned()),
             _ => Err("it is neither a file nor a directory".to_owned()),
+        }
+    }
+
+    /// Of a file; nothing of a directory, whose files come together in it.
+    pub(super) fn size(&self) -> Option<u64> {
+        match self {
+            Payload::Bytes(_, content) => Some(content.len() as u64),
+            Payload::Copy(path) | Payload::Move(path) => {
+                fs::metadata(path).ok().filter(|meta| meta.is_file()).map(|meta| meta.len())
+            }
         }
     }
 
@@ -116,8 +129,9 @@ impl Submission {
         Submission { ended, news }
     }
 
-    /// Waits until the item has its outcome: done, failed or cancelled, with all retries. An error means that it has none.
-    /// Somebody who removes the item from the inbox before the director looks at it leaves nothing to hear of.
+    /// Waits until the item has its outcome: done, failed or cancelled, with all retries. An error means that it has none:
+    /// somebody took it out of the inbox before it was claimed ([`Error::Withdrawn`]), or the director has ended.
+    /// What the inbox holds back (a marker that doesn't come, a validator that refuses it) is waited for.
     pub fn wait(self) -> Result<Arc<Ended>, Error> {
         self.ended.recv().map_err(|_| self.lost())
     }

@@ -57,6 +57,12 @@ pub trait Consumer {
         Counters::default()
     }
 
+    /// The slot ends, after whatever batch: lets go of what is kept from one batch to the next, and answers what was counted since
+    /// the last that succeeded, but not over one that failed. It is on record like a batch's.
+    fn finish(&mut self) -> Counters {
+        Counters::default()
+    }
+
     /// Asked before each batch: false ends the slot, and its place is free for other work.
     fn wants_more(&mut self) -> bool {
         true
@@ -94,10 +100,18 @@ pub struct BatchError {
 pub enum Kind {
     /// Counted, and tried again while retries are left.
     Failed,
+    /// Like `Failed`, for want of the device's or the host's memory. A run that ends with it says so.
+    OutOfMemory,
     /// No retry will help.
     Final,
     /// Not the batch's fault: tried again, later, uncounted up to a bound.
     Later,
+    /// The process for it can't be started. By the host's fault (no memory, no process slots) like `Later`; else no batch's
+    /// can, and the run ends.
+    NotStarted {
+        /// Whether it is the host's fault.
+        host: bool,
+    },
     /// The consumer is of no use any more: its slot ends, the batch goes to another one, uncounted up to a bound.
     SlotLost,
     /// It was stopped by the flag; nothing is wrong with the batch.

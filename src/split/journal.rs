@@ -35,7 +35,7 @@ impl Header {
     }
 }
 
-/// A group of parts that stands in the output; all numbers but the checksum count from the beginning.
+/// A group of parts that stands in the output, or none, where only counters came; all numbers but the checksum count from the beginning.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) batches: u64,

@@ -5,11 +5,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use libdeflater::Crc;
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
 
 use super::fault_points::at;
 use super::journal::{self, Header, Record, Standing};
@@ -78,6 +81,9 @@ impl Order {
 pub(super) struct Output {
     partial: File,
     journal: File,
+    /// Which file `partial` is: device and inode.
+    is: (u64, u64),
+    then: Then,
     state_dir: PathBuf,
     path: PathBuf,
     /// All that was merged.
@@ -90,7 +96,13 @@ pub(super) struct Output {
 
 impl Output {
     /// Goes on with what stands, or begins. `path` is the name it shall have.
-    pub(super) fn open(state_dir: &Path, path: &Path, header: &Header, stop: &StopFlag) -> Result<Output, Error> {
+    pub(super) fn open(
+        state_dir: &Path,
+        path: &Path,
+        header: &Header,
+        stop: &StopFlag,
+        then: Then,
+    ) -> Result<Output, Error> {
         fs::create_dir_all(state_dir).map_err(failed("make", state_dir))?;
         let (partial_path, journal_path) = (state_dir.join("partial"), state_dir.join("journal"));
         let mut options = File::options();
@@ -128,9 +140,22 @@ impl Output {
                 journal.write_all(&head).map_err(failed("write", &journal_path))?;
             }
         }
+        let is = partial.metadata().map(|meta| (meta.dev(), meta.ino())).map_err(failed("look at", &partial_path))?;
         let (state_dir, path) = (state_dir.to_owned(), path.to_owned());
         let (synced, synced_at) = (standing.length, Instant::now());
-        Ok(Output { partial, journal, state_dir, path, standing, broken: false, syncer: None, synced, synced_at })
+        Ok(Output {
+            partial,
+            journal,
+            is,
+            then,
+            state_dir,
+            path,
+            standing,
+            broken: false,
+            syncer: None,
+            synced,
+            synced_at,
+        })
     }
 
     pub(super) fn standing(&self) -> &Record {
@@ -142,6 +167,8 @@ impl Output {
         if self.broken || parts.is_empty() {
             return Ok(());
         }
+        // The sooner it is told, the less work is done in vain.
+        self.is_free()?;
         let mut counters = std::mem::take(&mut self.standing.counters);
         // Of the record alone, until it is written.
         let mut standing = self.standing.clone();
@@ -171,6 +198,30 @@ impl Output {
         self.guarded("sync", Output::sync_in_groups)
     }
 
+    /// Puts counters of no part on record.
+    pub(super) fn note(&mut self, counters: &Counters) -> Result<(), Error> {
+        if self.broken || self.standing.end {
+            return Ok(());
+        }
+        let record = Record { crc: Crc::new().sum(), counters: counters.clone(), ..self.standing };
+        self.guarded("write", |output| output.journal.write_all(&journal::line(&record)?))?;
+        self.standing.counters.add_all(counters);
+        Ok(())
+    }
+
+    /// Whether the output's name is free where it must be, or the output's already.
+    fn is_free(&self) -> Result<(), Error> {
+        if self.then == Then::Clear {
+            return Ok(());
+        }
+        match fs::symlink_metadata(&self.path) {
+            Ok(meta) if (meta.dev(), meta.ino()) == self.is => Ok(()),
+            Ok(_) => Err(Error::Taken { path: self.path.clone() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed("look at", &self.path)(error)),
+        }
+    }
+
     fn guarded(&mut self, what: &'static str, act: impl FnOnce(&mut Output) -> io::Result<()>) -> Result<(), Error> {
         act(self).map_err(|error| {
             self.broken = true;
@@ -198,7 +249,7 @@ impl Output {
     }
 
     /// All parts are in: notes the end, and gives the output its name. `tail` belongs to the end of the file.
-    pub(super) fn finish(mut self, tail: &[u8], then: Then) -> Result<(), Error> {
+    pub(super) fn finish(mut self, tail: &[u8]) -> Result<(), Error> {
         if !self.standing.end {
             let mut crc = Crc::new();
             crc.update(tail);
@@ -216,7 +267,7 @@ impl Output {
             })?;
         }
         let partial = self.state_dir.join("partial");
-        let named = match then {
+        let named = match self.then {
             Then::Clear => fs::rename(&partial, &self.path),
             Then::Keep => link(&partial, &self.path),
         };
@@ -224,12 +275,13 @@ impl Output {
             Ok(()) => {}
             // An earlier run came this far.
             Err(error) if error.kind() == io::ErrorKind::NotFound && is_file_of(&self.path, self.standing.length) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.is_free()?,
             Err(error) => return Err(failed("make", &self.path)(error)),
         }
         let out_dir = self.path.parent().unwrap_or(Path::new("."));
         File::open(out_dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", out_dir))?;
         at("end.named").map_err(failed("make", &self.path))?;
-        if then == Then::Keep {
+        if self.then == Then::Keep {
             return Ok(());
         }
         fs::remove_file(self.state_dir.join("journal")).map_err(failed("remove", &self.state_dir))?;
@@ -247,15 +299,25 @@ pub(super) enum Then {
     Keep,
 }
 
-/// Gives it a second name; its only one where the file system knows no second.
+/// Gives it a second name; its only one where the file system knows no second. Replaces nothing.
 fn link(partial: &Path, path: &Path) -> io::Result<()> {
     match fs::hard_link(partial, path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_file(path)?;
-            fs::hard_link(partial, path)
+        Err(error) if !matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
+            rename_new(partial, path)
         }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => fs::rename(partial, path),
         named => named,
+    }
+}
+
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system that can't promise it: those who could have put something there have ended.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match fs::symlink_metadata(to) {
+            Ok(_) => Err(Errno::EXIST.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(from, to),
+            Err(error) => Err(error),
+        },
+        renamed => Ok(renamed?),
     }
 }
 

@@ -34,8 +34,8 @@ mod tests;
 
 pub use consumer::{Batch, BatchError, Consumer, Identity, Kind};
 pub use name::output_name;
-pub(crate) use process::Errors;
 pub use process::{Ear, ProcessConsumer, Program};
+pub(crate) use process::{Errors, Keeper};
 pub use run::run;
 pub use setup::{Error, Progress, Setup, Summary};
 pub use stop::StopFlag;

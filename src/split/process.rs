@@ -24,7 +24,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_proce
 use super::consumer::{Batch, BatchError, Consumer, Kind};
 use super::stop::StopFlag;
 use crate::item::{Counters, escape};
-use crate::sys::spawn::Spawn;
+use crate::symptoms::speaks_of_memory;
+use crate::sys::spawn::{NotStarted, Spawn};
 
 /// What a pipe holds where the kernel lets us: fewer turns between us and the process.
 const PIPE: usize = 256 << 10;
@@ -33,7 +34,9 @@ const CHUNK: usize = 64 << 10;
 /// After a little was fed or heard, how long the next look waits for more: a process that writes line by line would wake
 /// us for each. Pipes hold far more than comes meanwhile, or the look before was a large one.
 const PACE: Duration = Duration::from_millis(2);
-/// How much of the end of stderr a failure repeats.
+/// How much of the end of stderr is kept, for what it tells of the failure.
+const TAIL: usize = 8 << 10;
+/// How much of it a failure repeats.
 const MAX_WORDS: usize = 1024;
 const MAX_WORD_LINES: usize = 5;
 
@@ -75,11 +78,24 @@ pub trait Ear: Send {
     fn counted(&mut self) -> Counters;
 }
 
+/// Looks after what the process of each batch leaves behind, beyond its group.
+pub(crate) trait Keeper: Send {
+    /// A process is about to start; answers what its environment has beside the program's.
+    fn begin(&mut self) -> (OsString, OsString);
+
+    /// It runs, the leader of its group.
+    fn started(&mut self, leader: i32);
+
+    /// It has ended, was waited for, and its group was killed.
+    fn ended(&mut self);
+}
+
 /// Runs a [`Program`] for each batch. Exit code 65 says that no retry helps, 75 that a later one may.
 pub struct ProcessConsumer {
     program: Program,
     stop: StopFlag,
     ear: Option<Box<dyn Ear>>,
+    keeper: Option<Box<dyn Keeper>>,
 }
 
 impl fmt::Debug for ProcessConsumer {
@@ -91,13 +107,18 @@ impl fmt::Debug for ProcessConsumer {
 impl ProcessConsumer {
     /// The stop should be the run's: a process is ended as soon as it is ordered.
     pub fn new(program: Program, stop: StopFlag) -> ProcessConsumer {
-        ProcessConsumer { program, stop, ear: None }
+        ProcessConsumer { program, stop, ear: None, keeper: None }
     }
 
     /// Listens to descriptor 3; those of the program then begin at 4.
     #[must_use]
     pub fn listening(self, ear: Box<dyn Ear>) -> ProcessConsumer {
         ProcessConsumer { ear: Some(ear), ..self }
+    }
+
+    /// Has someone look after what processes leave behind.
+    pub(crate) fn kept_by(self, keeper: Box<dyn Keeper>) -> ProcessConsumer {
+        ProcessConsumer { keeper: Some(keeper), ..self }
     }
 }
 
@@ -109,13 +130,24 @@ impl Consumer for ProcessConsumer {
         if let Some(ear) = &mut self.ear {
             ear.begin(batch);
         }
+        if let Some(keeper) = &mut self.keeper {
+            let (key, value) = keeper.begin();
+            self.program.env.retain(|(known, _)| *known != key);
+            self.program.env.push((key, value));
+        }
         let mut talk = Talk::start(&self.program, &batch.bytes, out, self.ear.as_deref_mut())?;
+        if let Some(keeper) = &mut self.keeper {
+            keeper.started(talk.child.pid.as_raw_pid());
+        }
         let ended = talk.converse(&self.stop);
         let exit = talk.child.end();
         let said = talk.hear_out();
         talk.errors.flush();
+        if let Some(keeper) = &mut self.keeper {
+            keeper.ended();
+        }
         judge(&talk, ended, exit)?;
-        said
+        said.map_err(|error| talk.errors.weigh(error))
     }
 
     fn counted(&mut self) -> Counters {
@@ -167,7 +199,7 @@ impl<'t> Talk<'t> {
         out: &'t mut Vec<u8>,
         ear: Option<&'t mut (dyn Ear + 'static)>,
     ) -> Result<Talk<'t>, BatchError> {
-        let no_pipe = |error: Errno| BatchError::new(Kind::Later, format!("cannot make a pipe: {error}"));
+        let no_pipe = |error: Errno| BatchError::from(NotStarted::by_host(format!("cannot make a pipe: {error}")));
         let (their_stdin, stdin) = pipe().map_err(no_pipe)?;
         let (stdout, their_stdout) = pipe().map_err(no_pipe)?;
         let (stderr, their_stderr) = pipe().map_err(no_pipe)?;
@@ -408,6 +440,7 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
 fn judge(talk: &Talk, ended: Ended, exit: io::Result<Exit>) -> Result<(), BatchError> {
     let seconds = talk.begun.elapsed().as_secs_f64();
     let with_words = |kind: Kind, what: String| Err(BatchError::new(kind, talk.errors.after(what)));
+    let died = |kind: Kind, what: String| with_words(kind, what).map_err(|error| talk.errors.weigh(error));
     match (ended, exit) {
         (Ended::Stopped, _) => Err(BatchError::new(Kind::Stopped, "stopped")),
         (Ended::TimedOut, _) => with_words(Kind::Failed, format!("it took longer than its timeout ({seconds:.1} s)")),
@@ -419,7 +452,7 @@ fn judge(talk: &Talk, ended: Ended, exit: io::Result<Exit>) -> Result<(), BatchE
         (Ended::Io(error), _) => with_words(Kind::Later, error),
         (Ended::Nonsense(what), _) => with_words(Kind::Failed, broke(&what)),
         (_, Err(error)) => with_words(Kind::Later, format!("its exit isn't known: {error}")),
-        (_, Ok(Exit::Signal(signal))) => with_words(Kind::Failed, format!("ended by signal {signal}")),
+        (_, Ok(Exit::Signal(signal))) => died(Kind::Failed, format!("ended by signal {signal}")),
         (Ended::HeldOpen, Ok(Exit::Code(0))) => {
             let held = "it ended, but a process that it started holds its stdout open";
             with_words(Kind::Failed, format!("{held}: what it printed may be incomplete"))
@@ -431,7 +464,7 @@ fn judge(talk: &Talk, ended: Ended, exit: io::Result<Exit>) -> Result<(), BatchE
                 75 => Kind::Later,
                 _ => Kind::Failed,
             };
-            with_words(kind, format!("exit code {code}"))
+            died(kind, format!("exit code {code}"))
         }
     }
 }
@@ -457,8 +490,8 @@ impl Errors {
 
     pub(crate) fn take(&mut self, bytes: &[u8]) {
         self.tail.extend_from_slice(bytes);
-        if self.tail.len() > 8 * MAX_WORDS {
-            self.tail.drain(..self.tail.len() - MAX_WORDS);
+        if self.tail.len() > 2 * TAIL {
+            self.tail.drain(..self.tail.len() - TAIL);
         }
         self.line.extend_from_slice(bytes);
         // Whole lines: those of other processes come in between. An endless one is cut.
@@ -489,6 +522,12 @@ impl Errors {
         self.line.drain(..bytes);
     }
 
+    /// A failure that the last it said, or the failure's own words, lay to memory that ran out, is of that kind.
+    pub(crate) fn weigh(&self, error: BatchError) -> BatchError {
+        let tells = || speaks_of_memory(&self.tail) || speaks_of_memory(error.message.as_bytes());
+        if error.kind == Kind::Failed && tells() { BatchError { kind: Kind::OutOfMemory, ..error } } else { error }
+    }
+
     /// What happened, and its last lines.
     pub(crate) fn after(&self, what: String) -> String {
         let from = self.tail.len().saturating_sub(MAX_WORDS);
@@ -516,13 +555,13 @@ enum Exit {
 
 impl Child {
     fn start(order: &Spawn) -> Result<Child, BatchError> {
-        let pid = order.start().map_err(|error| not_started(order, &error))?;
+        let pid = order.start().map_err(|error| order.why_not(&error))?;
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(handle) => Ok(Child { pid, handle, is_over: false }),
             Err(error) => {
                 let _gone = kill_process_group(pid, Signal::KILL);
                 let _status = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
-                Err(BatchError::new(Kind::Later, format!("no handle on the process: {error}")))
+                Err(NotStarted::by_host(format!("no handle on the process: {error}")).into())
             }
         }
     }
@@ -565,14 +604,10 @@ impl Drop for Child {
     }
 }
 
-fn not_started(order: &Spawn, error: &io::Error) -> BatchError {
-    let program = escape(order.program.as_os_str().as_encoded_bytes());
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    // The host's trouble passes; a program that isn't there doesn't come.
-    let passes =
-        matches!(errno, Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::IO | Errno::TXTBSY));
-    let kind = if passes { Kind::Later } else { Kind::Final };
-    BatchError::new(kind, format!("cannot start `{program}`: {error}"))
+impl From<NotStarted> for BatchError {
+    fn from(not: NotStarted) -> BatchError {
+        BatchError::new(Kind::NotStarted { host: not.host }, not.error)
+    }
 }
 
 #[cfg(test)]

@@ -78,9 +78,14 @@ fn failures_say_what_happened_and_its_last_words() {
     let error = consume(limited, b"").unwrap_err();
     assert_eq!(error.kind, Kind::Final);
     assert!(error.message.contains("more than 1000 B"), "{error}");
+    let not_started = |program: Program, message: &str| {
+        let error = BatchError::new(Kind::NotStarted { host: false }, message);
+        assert_eq!(consume(program, b""), Err(error));
+    };
     let absent = Program { program: "/nonexistent/program".into(), ..sh("") };
-    let error = consume(absent, b"").unwrap_err();
-    assert_eq!((error.kind, error.message.contains("cannot start `/nonexistent/program`")), (Kind::Final, true));
+    not_started(absent, "cannot start `/nonexistent/program`: No such file or directory (os error 2)");
+    let nowhere = Program { cwd: "/nonexistent".into(), ..sh("") };
+    not_started(nowhere, "cannot start `/bin/sh`: its folder `/nonexistent` isn't there (see `cwd`)");
 }
 
 #[test]

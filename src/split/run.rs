@@ -40,7 +40,8 @@ pub fn run(mut setup: Setup) -> Result<Summary, Error> {
         Error::Output { what: "make", path, source }
     })?;
     let header = Header::new(&input.identity, setup.compress.is_some(), &setup.tag);
-    let mut output = Output::open(&setup.state_dir, &path, &header, &setup.stop)?;
+    let then = if setup.keep_state { Then::Keep } else { Then::Clear };
+    let mut output = Output::open(&setup.state_dir, &path, &header, &setup.stop, then)?;
     let resumed = output.standing().batches;
     let mut retried = 0;
     (setup.counted)(&output.standing().counters);
@@ -54,7 +55,7 @@ pub fn run(mut setup: Setup) -> Result<Summary, Error> {
     // Nothing at all isn't gzip: every reader needs a member.
     let tail = if standing.length == 0 { Packer::new(setup.compress).member(&[]) } else { Vec::new() };
     let output_bytes = standing.length + if standing.end { 0 } else { tail.len() as u64 };
-    output.finish(&tail, if setup.keep_state { Then::Keep } else { Then::Clear })?;
+    output.finish(&tail)?;
     let (batches, lines, input_bytes) = (standing.batches, standing.lines, standing.offset);
     let counters = standing.counters;
     Ok(Summary { output: path, output_bytes, batches, lines, input_bytes, resumed, retried, counters })
@@ -229,8 +230,9 @@ impl<'m, 'a> Merging<'m, 'a> {
         match event {
             Event::Part(part) => self.accept(part)?,
             Event::Failed(task, error) => self.try_again(task, error)?,
-            Event::Gone(last_words) => {
+            Event::Gone(last_words, late) => {
                 self.live -= 1;
+                self.note(&late)?;
                 self.last_words = last_words.or(self.last_words.take());
             }
             Event::Produced(end) => {
@@ -247,10 +249,28 @@ impl<'m, 'a> Merging<'m, 'a> {
         let index = part.index;
         if self.known.len() > MAX_COUNTERS {
             let message = format!("with what it counted there are more than {MAX_COUNTERS} counters");
-            return Err(Error::Batch { batch: format!("batch {index}"), index, message, attempts: 1 });
+            let (batch, kind) = (format!("batch {index}"), Kind::Failed);
+            return Err(Error::Batch { batch, index, message, attempts: 1, kind });
         }
         self.has_news = true;
         self.order.accept(part);
+        Ok(())
+    }
+
+    /// What a slot counted after its last part.
+    fn note(&mut self, late: &Counters) -> Result<(), Error> {
+        if late.is_empty() {
+            return Ok(());
+        }
+        self.known.add_all(late);
+        if self.known.len() > MAX_COUNTERS {
+            tracing::warn!(
+                "what a slot counted at its end would make more than {MAX_COUNTERS} counters: it is left out"
+            );
+            return Ok(());
+        }
+        self.output.note(late)?;
+        (self.setup.counted)(&self.output.standing().counters);
         Ok(())
     }
 
@@ -266,7 +286,8 @@ impl<'m, 'a> Merging<'m, 'a> {
         match next(&mut task, error.kind, self.setup.retries, self.setup.backoff) {
             Next::GiveUp => {
                 let (index, attempts) = (task.batch.index, task.counted + task.uncounted);
-                Err(Error::Batch { batch: task.batch.to_string(), index, message: error.message, attempts })
+                let BatchError { kind, message } = error;
+                Err(Error::Batch { batch: task.batch.to_string(), index, message, attempts, kind })
             }
             Next::Again(wait) => {
                 tracing::info!(batch = %task.batch, error = error.message, "tried again");
@@ -317,7 +338,10 @@ impl<'m, 'a> Merging<'m, 'a> {
             match event {
                 // A part with too many counters ends the next run, which makes it again.
                 Event::Part(part) => drop(self.accept(part)),
-                Event::Gone(_) => self.live -= 1,
+                Event::Gone(_, late) => {
+                    self.live -= 1;
+                    let _decided = self.note(&late);
+                }
                 Event::Produced(_) => self.is_producing = false,
                 Event::Failed(..) | Event::Ahead => {}
             }
@@ -336,17 +360,18 @@ enum Next {
 /// Counts the failure, and decides.
 fn next(task: &mut Task, kind: Kind, retries: u32, backoff: Duration) -> Next {
     let (count, most) = match kind {
-        Kind::Failed | Kind::Final => (&mut task.counted, retries),
-        Kind::Later | Kind::SlotLost | Kind::Stopped => (&mut task.uncounted, MAX_UNCOUNTED),
+        Kind::Failed | Kind::OutOfMemory | Kind::Final => (&mut task.counted, retries),
+        Kind::Later | Kind::NotStarted { .. } | Kind::SlotLost | Kind::Stopped => (&mut task.uncounted, MAX_UNCOUNTED),
     };
     *count += 1;
     let wait = match kind {
-        Kind::Failed => doubled(backoff, *count),
+        Kind::Failed | Kind::OutOfMemory => doubled(backoff, *count),
         // Nobody says when it will be better.
-        Kind::Later => doubled(backoff.max(Duration::from_secs(1)), *count),
+        Kind::Later | Kind::NotStarted { .. } => doubled(backoff.max(Duration::from_secs(1)), *count),
         Kind::Final | Kind::SlotLost | Kind::Stopped => Duration::ZERO,
     };
-    if kind == Kind::Final || most < *count { Next::GiveUp } else { Next::Again(wait) }
+    let is_hopeless = matches!(kind, Kind::Final | Kind::NotStarted { host: false });
+    if is_hopeless || most < *count { Next::GiveUp } else { Next::Again(wait) }
 }
 
 fn doubled(backoff: Duration, nth: u32) -> Duration {
@@ -380,13 +405,16 @@ mod tests {
             }
             assert_eq!(said.join(" "), expected, "{kinds:?}");
         };
-        use Kind::{Failed, Final, Later, SlotLost, Stopped};
+        use Kind::{Failed, Final, Later, NotStarted, OutOfMemory, SlotLost, Stopped};
         check(&[Failed], 0, "no");
         check(&[Failed, Failed, Failed], 2, "5 10 no");
         check(&[Failed; 10], 9, "5 10 20 40 80 160 320 600 600 no");
+        check(&[OutOfMemory, Failed, OutOfMemory], 2, "5 10 no");
         check(&[Final], 9, "no");
         check(&[SlotLost, Failed, SlotLost, Failed], 1, "0 5 0 no");
         check(&[Later, Later, Failed], 0, "5 10 no");
+        check(&[NotStarted { host: true }, Later, Failed], 0, "5 10 no");
+        check(&[NotStarted { host: false }], 9, "no");
         check(&[Stopped], 0, "0");
         check(&[SlotLost; 11], 0, "0 0 0 0 0 0 0 0 0 0 no");
     }

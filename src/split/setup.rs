@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, never};
 
-use super::consumer::Consumer;
+use super::consumer::{Consumer, Kind};
 use super::stop::StopFlag;
 use crate::item::{Counters, escape};
 
@@ -16,7 +16,7 @@ use crate::item::{Counters, escape};
 pub struct Setup<'a> {
     /// A file of lines, plain or gzip (known by its first bytes).
     pub input: PathBuf,
-    /// Where the output appears, named by [`super::output_name`].
+    /// Where the output appears, named by [`super::output_name`]. One that lies there already is replaced, but see `keep_state`.
     pub out_dir: PathBuf,
     /// The item's name, which the output's is made from.
     pub name: OsString,
@@ -24,7 +24,8 @@ pub struct Setup<'a> {
     /// system as `out_dir`, and used by no other run. What an earlier run left here is gone on with.
     pub state_dir: PathBuf,
     /// The state stays after success too, and another run of the same only names the output again, whatever has become of its
-    /// name: until the caller, who has noted the success, removes it.
+    /// name: until the caller, who has noted the success, removes it. Whatever else lies under the name is never replaced, and
+    /// ends the run with [`Error::Taken`].
     pub keep_state: bool,
     /// The most lines in a batch; fewer when they take more than a sixth of `memory`.
     pub lines: u64,
@@ -87,6 +88,10 @@ impl<'a> Setup<'a> {
     pub(super) fn check(&self) -> Result<(), Error> {
         if self.lines == 0 {
             return Err(Error::Setup("`lines` is 0: a batch needs at least one line".to_owned()));
+        }
+        if Path::new(&self.name).file_name() != Some(&self.name) || self.name.as_encoded_bytes().contains(&0) {
+            let shown = escape(self.name.as_encoded_bytes());
+            return Err(Error::Setup(format!("`{shown}` can't be a file's name: the output is called after it")));
         }
         match self.compress {
             Some(level) if 12 < level => {
@@ -167,6 +172,8 @@ pub enum Error {
         message: String,
         /// How often it was tried.
         attempts: u32,
+        /// What its last failure was.
+        kind: Kind,
     },
     /// The output or its journal can't be written: the host's fault.
     #[error("cannot {what} `{}`: {source}", escape(path.as_os_str().as_encoded_bytes()))]
@@ -177,6 +184,12 @@ pub enum Error {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// Something else lies where the output is to appear: what the consumers left there, say.
+    #[error("`{}` is there already, and is the name of the output: it was not replaced", escape(path.as_os_str().as_encoded_bytes()))]
+    Taken {
+        /// The output's name.
+        path: PathBuf,
     },
     /// There is work left, and nobody to do it.
     #[error("no slot is left to work on the batches, and none can come any more{}", because(last))]

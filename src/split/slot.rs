@@ -18,8 +18,8 @@ use crate::item::Counters;
 pub(super) enum Event {
     Part(Part),
     Failed(Task, BatchError),
-    /// A slot has ended; with its last words if it failed.
-    Gone(Option<String>),
+    /// A slot has ended; with its last words if it failed, and what was counted since its last part.
+    Gone(Option<String>, Counters),
     /// More than one batch waits, or has waited.
     Ahead,
     /// All batches were cut, up to here.
@@ -89,7 +89,8 @@ impl<'a, 'q> Slot<'a, 'q> {
 
 impl Drop for Slot<'_, '_> {
     fn drop(&mut self) {
-        let _ended = self.events.send(Event::Gone(self.last_words.take()));
+        let late = catch_unwind(AssertUnwindSafe(|| self.consumer.finish())).unwrap_or_default();
+        let _ended = self.events.send(Event::Gone(self.last_words.take(), late));
     }
 }
 

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use super::fault_points::FAULT_POINTS;
 use super::fault_points::armed::{What, arm, disarm};
 use super::*;
+use crate::item::Counters;
 
 type Boxed<'a> = Box<dyn Consumer + Send + 'a>;
 
@@ -220,6 +221,66 @@ fn a_stop_keeps_what_is_merged() {
     assert!(matches!(run(setup), Err(Error::Stopped)));
     let summary = run(place.setup(1, None, vec![Box::new(mark)])).unwrap();
     assert_eq!((summary.resumed, summary.batches, place.output(None)), (2, 4, serial(b"1\n2\n3\n4\n")));
+}
+
+#[test]
+fn what_lies_under_the_outputs_name_is_replaced_only_where_nothing_is_kept() {
+    let place = Place::new(b"1\n2\n");
+    let output = place.out().join("x.jsonl");
+    let once = |keep_state: bool| run(Setup { keep_state, ..place.setup(1, None, vec![Box::new(mark)]) });
+    fs::create_dir(place.out()).unwrap();
+    fs::write(&output, b"mine").unwrap();
+    assert!(matches!(once(true), Err(Error::Taken { path }) if path == output));
+    assert_eq!(fs::read(&output).unwrap(), b"mine");
+    fs::remove_file(&output).unwrap();
+    // Once it is whole, it is named again as often as it takes; its own name isn't taken.
+    for _ in 0..2 {
+        assert_eq!(once(true).unwrap().batches, 2);
+        assert_eq!(fs::read(&output).unwrap(), serial(b"1\n2\n"));
+    }
+    fs::remove_file(&output).unwrap();
+    fs::write(&output, b"mine").unwrap();
+    assert!(matches!(once(true), Err(Error::Taken { .. })));
+    assert_eq!(fs::read(&output).unwrap(), b"mine");
+    assert_eq!(once(false).unwrap().batches, 2);
+    assert_eq!(place.output(None), serial(b"1\n2\n"));
+}
+
+/// Counts each batch, and its own end.
+struct Late {
+    fails_at: u64,
+}
+
+impl Consumer for Late {
+    fn consume(&mut self, batch: &Batch, out: &mut Vec<u8>) -> Result<(), BatchError> {
+        if batch.index == self.fails_at { Err(BatchError::new(Kind::Final, "no")) } else { mark(batch, out) }
+    }
+    fn counted(&mut self) -> Counters {
+        [("parts".to_owned(), 1.0)].into_iter().collect()
+    }
+    fn finish(&mut self) -> Counters {
+        [("ends".to_owned(), 1.0)].into_iter().collect()
+    }
+}
+
+#[test]
+fn what_a_slot_counts_at_its_end_is_on_record_too() {
+    let place = Place::new(b"1\n2\n3\n4\n");
+    let once = |fails_at: u64| {
+        let told = Mutex::new(Counters::default());
+        let mut setup = place.setup(1, None, vec![Box::new(Late { fails_at })]);
+        setup.counted = Box::new(|all| *told.lock().unwrap() = all.clone());
+        let end = run(setup).map(|summary| summary.counters);
+        (end, told.into_inner().unwrap())
+    };
+    let of = |parts: f64, ends: f64| [("parts".to_owned(), parts), ("ends".to_owned(), ends)].into_iter().collect();
+    for (fails_at, parts, ends) in [(2, 2.0, 1.0), (3, 3.0, 2.0)] {
+        let (end, told) = once(fails_at);
+        assert_eq!((end.is_err(), told), (true, of(parts, ends)));
+    }
+    let (end, told) = once(9);
+    assert_eq!((end.unwrap(), told), (of(4.0, 3.0), of(4.0, 3.0)));
+    assert_eq!(place.output(None), serial(b"1\n2\n3\n4\n"));
 }
 
 #[test]
@@ -531,4 +592,16 @@ fn it_is_told_whether_more_slots_would_have_something_to_do() {
     check(1, &[]);
     check(2, &[true, false]);
     check(100, &[true, false]);
+}
+
+#[test]
+fn a_name_that_no_file_can_have_is_told_at_once() {
+    let place = Place::new(b"a\n");
+    for name in ["", ".", "..", "a/b", "/a", "a/", "a\0b"] {
+        let setup = Setup { name: name.into(), ..place.setup(1, None, vec![Box::new(mark)]) };
+        let wrong = run(setup).unwrap_err().to_string();
+        assert!(wrong.contains("can't be a file's name"), "{name:?}: {wrong}");
+    }
+    let setup = Setup { memory: u64::MAX, retries: u32::MAX, ..place.setup(u64::MAX, None, vec![Box::new(mark)]) };
+    assert_eq!(run(setup).unwrap().lines, 1);
 }

@@ -9,11 +9,12 @@ mod unwell;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::claim::{Claim, Undo, no_room};
@@ -32,6 +33,7 @@ use super::trouble::{About, Troubles};
 use super::write::{Why, Write};
 use super::{Answer, Backlog, NotClaimed, Task};
 use crate::item::{JobId, Outcome};
+use crate::sys::dirs;
 use crate::units::{Clock, Moment};
 use crate::worker::SPLIT_DIR;
 
@@ -613,14 +615,13 @@ impl Desk {
 
 /// Opens an intake folder anew for each group: it may have been replaced.
 fn open_folder(ground: &Ground, folder: &str) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let path = if folder.is_empty() { "inbox".to_owned() } else { format!("inbox/{folder}") };
-    rustix::fs::openat(ground.root.dir(), path, flags, Mode::empty())
+    dirs::open(ground.root.dir(), &Path::new("inbox").join(folder), OFlags::RDONLY)
 }
 
 fn no_folder(error: Errno) -> NotClaimed {
     match error {
         Errno::NOENT | Errno::NOTDIR => NotClaimed::Gone,
+        dirs::FOREIGN_LINK => NotClaimed::Refused("its folder is a link that somebody else made".to_owned()),
         Errno::ACCESS => NotClaimed::Refused("its folder can't be opened: no permission".to_owned()),
         error => no_room(error),
     }

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::fault_points::Faults;
@@ -24,6 +25,7 @@ use crate::item::{
     Attempt, Ending, ItemKind, ItemName, JobDir, JobId, JobRecord, Outcome, Reason, ResultRecord, escape,
 };
 use crate::root::{Root, RootError};
+use crate::sys::dirs;
 use crate::units::{Bytes, Clock};
 use crate::worker::LockRecord;
 
@@ -258,8 +260,7 @@ fn put_back(ground: &Ground, job: BorrowedFd<'_>) -> Result<(), Errno> {
         Err(Errno::NOENT) => b"inbox".to_vec(),
         Err(error) => return Err(error),
     };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = rustix::fs::openat(ground.root.dir(), folder.as_slice(), flags, Mode::empty())?;
+    let folder = dirs::open(ground.root.dir(), Path::new(OsStr::from_bytes(&folder)), OFlags::RDONLY)?;
     // Companions first: while the item is away, nobody takes it without them.
     for name in [record::COMPANIONS, record::ITEM] {
         let from = match record::open_dir(job, name) {

@@ -32,8 +32,15 @@ pub(super) struct Troubles {
 }
 
 impl Troubles {
-    /// True: it is new.
+    /// True: it is new. What was said first stands until it is over: the same disk refuses in many words.
     pub(super) fn cannot_write(&mut self, words: String) -> bool {
+        let is_new = self.writing.is_none();
+        self.writing.get_or_insert(words);
+        is_new
+    }
+
+    /// Nothing can be written since this isn't the root any more, whatever was said before.
+    pub(super) fn is_elsewhere(&mut self, words: String) -> bool {
         self.writing.replace(words).is_none()
     }
 
@@ -98,6 +105,7 @@ mod tests {
         check(&|it| it.is_wrong(a, "a".to_owned()), Some((Condition::Degraded, "a")));
         check(&|it| it.is_wrong(a, "a".to_owned()), None);
         check(&|it| assert!(it.cannot_write("disk".to_owned())), Some((Condition::Failed, "disk; a")));
+        check(&|it| assert!(!it.cannot_write("the same disk".to_owned())), None);
         check(&|it| it.is_wrong(b, "b".to_owned()), Some((Condition::Failed, "disk; a; b")));
         check(&|it| it.is_well(a), Some((Condition::Failed, "disk; b")));
         check(&|it| it.can_write(), Some((Condition::Degraded, "b")));

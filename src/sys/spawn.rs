@@ -14,9 +14,11 @@ use std::path::Path;
 use std::ptr;
 use std::sync::OnceLock;
 
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::files;
+use crate::item::escape;
 
 /// A process to start; nothing left to decide.
 #[derive(Debug)]
@@ -68,6 +70,46 @@ impl Spawn<'_> {
         let pid = Pid::from_raw(pid);
         pid.into_iter().for_each(files::restore_limit);
         pid.ok_or_else(|| io::Error::other("the C library started a process without a number"))
+    }
+
+    /// The words for a start that failed, and whose fault it is.
+    pub fn why_not(&self, error: &io::Error) -> NotStarted {
+        let show = |path: &Path| escape(path.as_os_str().as_encoded_bytes());
+        let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+        let host = matches!(
+            errno,
+            Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::IO | Errno::TXTBSY | Errno::STALE)
+        );
+        let program = show(self.program);
+        // The same number for a missing program, a missing interpreter and a missing folder.
+        let because = if !self.cwd.is_dir() {
+            format!("its folder `{}` isn't there (see `cwd`)", show(self.cwd))
+        } else if errno == Some(Errno::NOEXEC) {
+            "it is neither a program for this machine nor a script that begins with `#!`".to_owned()
+        } else if errno == Some(Errno::NOENT) && self.cwd.join(self.program).exists() {
+            "the interpreter that it names in its first line isn't there".to_owned()
+        } else {
+            error.to_string()
+        };
+        let unfit = matches!(errno, Some(Errno::NOENT | Errno::NOEXEC | Errno::ACCESS | Errno::NOTDIR | Errno::PERM));
+        NotStarted { error: format!("cannot start `{program}`: {because}"), host, program: unfit }
+    }
+}
+
+/// Why a process could not be started, and whose fault that is.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotStarted {
+    pub error: String,
+    /// The host's: no memory, no process slots. Else the route's: no such program.
+    pub host: bool,
+    /// The program can't run here, whatever it is given.
+    pub program: bool,
+}
+
+impl NotStarted {
+    /// By the host's fault.
+    pub fn by_host(error: String) -> NotStarted {
+        NotStarted { error, host: true, program: false }
     }
 }
 

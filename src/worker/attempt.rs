@@ -19,13 +19,13 @@ use super::item_check;
 use super::lock::{JobLock, LockRecord, Taken};
 use super::log::Log;
 use super::outbox::Outbox;
-use super::process::{Exit, NotStarted, Process};
+use super::process::{Exit, Process};
 use super::strays::{self, Trail};
 use super::thread::StopSwitch;
 use super::{End, Event, Launch, Report, Said, outputs, program};
 use crate::item::{JobId, StopWhy, escape};
 use crate::proc::boot_id;
-use crate::sys::spawn::Spawn;
+use crate::sys::spawn::{NotStarted, Spawn};
 use crate::units::Clock;
 
 /// How long the lock of an attempt that has ended may linger: another process that is just being started holds a copy
@@ -131,7 +131,7 @@ impl<'a> Attempt<'a> {
         (self.report.ended_at, self.report.ran) = (Timestamp::now(), begun.elapsed());
         let said_to_the_end = self.hear_out(channel);
         let leader = Some((process.pid(), process.start_ticks));
-        strays::end(&Trail { job: launch.job, leader, dir: &launch.dir }, launch.kill_grace);
+        strays::end(&Trail { owner: launch.job.into(), leader, dir: Some(&launch.dir) }, launch.kill_grace);
         drop(process);
 
         if let Err(error) = log.settle() {

@@ -14,8 +14,8 @@ use crate::item::{JobId, escape};
 /// The longest line, without its newline.
 pub(crate) const MAX_LINE: usize = 1 << 20;
 /// The longest message that is kept for people; the rest is cut.
-const MAX_ERROR: usize = 16 << 10;
-const MAX_PROGRESS: usize = 1 << 10;
+pub(super) const MAX_ERROR: usize = 16 << 10;
+pub(super) const MAX_PROGRESS: usize = 1 << 10;
 /// How deep a result may be nested: what reads result.json later has its own limit, and none is known below this.
 const MAX_DEPTH: usize = 100;
 /// The longest name of a counter.
@@ -117,9 +117,7 @@ pub(super) fn parse(line: &[u8]) -> Result<Message, Broken> {
         }),
         "done" => {
             let Done { id, result } = read(line)?;
-            if result.as_ref().is_some_and(|result| is_deeper_than(MAX_DEPTH, result.get())) {
-                return Err(Broken(format!("a result that is nested deeper than {MAX_DEPTH} levels")));
-            }
+            result.as_deref().map_or(Ok(()), flat_enough)?;
             Ok(Message::Done { id, result })
         }
         "failed" => read(line).map(|Failed { id, error, retry }| Message::Failed {
@@ -133,14 +131,28 @@ pub(super) fn parse(line: &[u8]) -> Result<Message, Broken> {
         }),
         "count" => {
             let Count { name, by } = read(line)?;
-            if name.is_empty() || name.len() > MAX_NAME {
-                return Err(Broken(format!("a counter's name has 1 to {MAX_NAME} bytes, not {}", name.len())));
-            }
+            counter(&name)?;
             Ok(Message::Count { name, by })
         }
         "heartbeat" => Ok(Message::Heartbeat),
         unknown => Ok(Message::Unknown { kind: shorten(unknown.to_owned(), MAX_NAME) }),
     }
+}
+
+/// Whether others can read a result.
+pub(super) fn flat_enough(result: &RawValue) -> Result<(), Broken> {
+    match is_deeper_than(MAX_DEPTH, result.get()) {
+        true => Err(Broken(format!("a result that is nested deeper than {MAX_DEPTH} levels"))),
+        false => Ok(()),
+    }
+}
+
+/// Whether a counter can be called that.
+pub(super) fn counter(name: &str) -> Result<(), Broken> {
+    if (1..=MAX_NAME).contains(&name.len()) {
+        return Ok(());
+    }
+    Err(Broken(format!("a counter's name has 1 to {MAX_NAME} bytes, not {}", name.len())))
 }
 
 fn read<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, Broken> {
@@ -173,7 +185,7 @@ fn excerpt(line: &[u8]) -> String {
     escape(&line[..line.len().min(SHOWN)]) + more
 }
 
-fn shorten(mut text: String, limit: usize) -> String {
+pub(super) fn shorten(mut text: String, limit: usize) -> String {
     if text.len() > limit {
         let end = (0..=limit).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
         text.truncate(end);

@@ -1,7 +1,7 @@
 //! A closure as a worker: what a program that uses the library runs instead of a process. The same look at the item, the
 //! same lock, log, words and outputs; only that nobody can end it but itself.
 //!
-//! Invariant: what it says goes through the reader of the report channel, so that the same bounds hold.
+//! Invariant: what it says is bounded as on the report channel.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -12,17 +12,18 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::attempt::{item_to_begin, stay_on, stopped_before, take_lock};
-use super::channel::{self, Broken, Message};
-use super::log::{self, Log};
+use super::channel::{self, Broken};
+use super::log::Log;
 use super::outbox::Outbox;
 use super::strays::{self, Trail};
 use super::thread::{self, Handle, StopSwitch};
 use super::{End, Event, Launch, Report, Said, outputs};
 use crate::item::{JobId, escape};
 use crate::pool::{Device, TaskError, caught};
+use crate::symptoms::speaks_of_memory;
 use crate::units::Clock;
 
 /// What a route runs.
@@ -91,25 +92,32 @@ impl Job {
     /// Tells how far it is, from 0 to 1, and what it does. Costs little: of what comes faster than ten a second, the
     /// rest goes with the next word.
     pub fn progress(&self, fraction: f64, message: &str) {
-        self.say(&json!({ "type": "progress", "fraction": fraction, "message": message }));
+        let fraction = fraction.is_finite().then(|| fraction.clamp(0.0, 1.0));
+        let message = channel::shorten(message.to_owned(), channel::MAX_PROGRESS);
+        let mut mouth = self.mouth();
+        mouth.outbox.progress(fraction, Some(message));
+        mouth.outbox.deliver(Instant::now());
     }
 
     /// Adds to a counter of this name, which is summed up exactly over all workers. A name that is empty or over 200
     /// bytes, or a number that is none, fails the attempt.
     pub fn count(&self, name: &str, by: f64) {
-        self.say(&json!({ "type": "count", "name": name, "by": by }));
+        let mut mouth = self.mouth();
+        if mouth.broken.is_some() {
+            return;
+        }
+        let counted = match by.is_finite() {
+            true => channel::counter(name).and_then(|()| mouth.outbox.count(name.to_owned(), by)),
+            false => Err(Broken(format!("`{}` by {by}, which is no number to add", escape(name.as_bytes())))),
+        };
+        mouth.broken = counted.err();
+        mouth.outbox.deliver(Instant::now());
     }
 
     /// Whether it should end now: its item was cancelled, its device is lost, or the director ends in a hurry. What it
     /// answers after that is not its outcome any more.
     pub fn is_stopping(&self) -> bool {
         self.stop.standing().is_some()
-    }
-
-    fn say(&self, message: &Value) {
-        let mut mouth = self.mouth();
-        mouth.say(message);
-        mouth.outbox.deliver(Instant::now());
     }
 
     fn mouth(&self) -> MutexGuard<'_, Mouth> {
@@ -208,40 +216,42 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
-/// What the closure says, as a process would on fd 3.
+/// What the closure says while it works.
 #[derive(Debug)]
 struct Mouth {
-    reader: channel::Reader,
     outbox: Outbox,
-    said: Option<Said>,
-    /// The first thing that breaks the rules; the attempt fails of it.
+    /// The first thing that can't be told; the attempt fails of it.
     broken: Option<Broken>,
 }
 
-impl Mouth {
-    fn say(&mut self, message: &Value) {
-        if self.broken.is_some() {
-            return;
-        }
-        let mut reader = std::mem::take(&mut self.reader);
-        let heard = reader.feed(format!("{message}\n").as_bytes(), &mut |message| match message {
-            Message::Done { result, .. } => {
-                self.said = Some(channel::last_word(self.said.take(), Said::Done { result }));
-                Ok(())
-            }
-            Message::Failed { error, retry, .. } => {
-                self.said = Some(channel::last_word(self.said.take(), Said::Failed { error, retry }));
-                Ok(())
-            }
-            Message::Progress { fraction, message, .. } => {
-                self.outbox.progress(fraction, message);
-                Ok(())
-            }
-            Message::Count { name, by } => self.outbox.count(name, by),
-            Message::Ready { .. } | Message::Heartbeat | Message::Unknown { .. } => Ok(()),
-        });
-        self.reader = reader;
-        self.broken = heard.err();
+/// The longest result, as JSON: as much as a process can tell.
+const LONGEST_RESULT: usize = channel::MAX_LINE;
+
+/// The closure's last word. What can't be kept is a failure, in words about it.
+fn last_word(answer: Result<Result<Outcome, Failure>, TaskError>) -> Said {
+    let failed = |error: String, retry| Said::Failed { error: channel::shorten(error, channel::MAX_ERROR), retry };
+    let result = match answer {
+        Ok(Ok(Outcome { result })) => result,
+        Ok(Err(Failure { error, retry })) => return failed(error, retry),
+        Err(TaskError::Panicked(words)) => return failed(format!("panicked: {words}"), true),
+        Err(error) => return failed(error.to_string(), true),
+    };
+    let Some(result) = result else { return Said::Done { result: None } };
+    let raw = match serde_json::value::to_raw_value(&result) {
+        Ok(raw) => raw,
+        Err(error) => return failed(format!("its closure's result can't be written as JSON: {error}"), true),
+    };
+    let length = raw.get().len();
+    if length > LONGEST_RESULT {
+        let most = "write it to a file in `out`, and tell its name";
+        return failed(
+            format!("its closure's result has {length} bytes as JSON, the longest may have {LONGEST_RESULT}: {most}"),
+            true,
+        );
+    }
+    match channel::flat_enough(&raw) {
+        Ok(()) => Said::Done { result: Some(raw) },
+        Err(Broken(what)) => failed(format!("its closure answered with {what}"), true),
     }
 }
 
@@ -276,35 +286,35 @@ fn course(
     stay_on(&launch.cpus);
 
     let (begun, at) = (Instant::now(), Timestamp::now());
-    let pid = rustix::process::getpgrp().as_raw_pid();
+    let pid = rustix::process::getpid().as_raw_pid();
     (report.pid, report.started_at) = (Some(pid), Some(at));
     // A director that is gone has nobody to tell.
     let _heard = events.send(Event::Started { job: launch.job, attempt: launch.attempt, pid: Some(pid), at });
     let outbox = Outbox::new(events, launch.job, launch.attempt);
-    let mouth = Mouth { reader: channel::Reader::default(), outbox, said: None, broken: None };
+    let mouth = Mouth { outbox, broken: None };
     let log_file = log.file().try_clone().map_err(unopened)?;
     let job = job(launch, item, device, log_file, mouth, stop);
 
     let answer = caught(|| work(&job));
     (report.ended_at, report.ran) = (Timestamp::now(), begun.elapsed());
-    let last_word = match &answer {
-        Ok(Ok(Outcome { result })) => json!({ "type": "done", "result": result }),
-        Ok(Err(Failure { error, retry })) => json!({ "type": "failed", "error": error, "retry": retry }),
-        Err(TaskError::Panicked(words)) => json!({ "type": "failed", "error": format!("panicked: {words}") }),
-        Err(error) => json!({ "type": "failed", "error": error.to_string() }),
-    };
-    job.mouth().say(&last_word);
+    let said = last_word(answer);
     if job.may_have_spawned.load(Ordering::Acquire) {
-        strays::end(&Trail { job: launch.job, leader: None, dir: &launch.dir }, launch.kill_grace);
+        strays::end(&Trail { owner: launch.job.into(), leader: None, dir: Some(&launch.dir) }, launch.kill_grace);
     }
     drop(lock);
     if let Err(error) = log.settle() {
         tracing::warn!(job = %launch.job, %error, "cannot cut a log that is longer than max_log");
     }
     let Job { mouth, stop, .. } = job;
-    let Mouth { mut outbox, said, broken, .. } = mouth.into_inner().unwrap_or_else(PoisonError::into_inner);
-    report.said = said;
-    let end = judge(&stop, broken).and_then(|end| look_at_results(launch, report, &log).map(|()| end));
+    let Mouth { mut outbox, broken } = mouth.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.said = Some(match (broken, said) {
+        (Some(Broken(what)), Said::Done { .. }) => {
+            Said::Failed { error: format!("its closure counted {what}"), retry: true }
+        }
+        (_, said) => said,
+    });
+    // Why it was to end outranks how it then ended.
+    let end = stopped_before(&stop).and_then(|()| look_at_results(launch, report, &log).map(|()| End::Returned));
     // Last, so that the report follows at once: together they wake the director once.
     outbox.finish();
     end
@@ -328,18 +338,9 @@ fn job(launch: &Launch, item: PathBuf, device: Device, log: File, mouth: Mouth, 
     }
 }
 
-/// Why it was to end outranks how it then ended.
-fn judge(stop: &StopSwitch, broken: Option<Broken>) -> Result<End, End> {
-    stopped_before(stop)?;
-    match broken {
-        Some(Broken(what)) => Err(End::Protocol(what)),
-        None => Ok(End::Returned),
-    }
-}
-
 fn look_at_results(launch: &Launch, report: &mut Report, log: &Log) -> Result<(), End> {
     if let Some(Said::Failed { error, .. }) = &report.said {
-        report.out_of_memory = log::speaks_of_memory(error.as_bytes()) || log.speaks_of_memory();
+        report.out_of_memory = speaks_of_memory(error.as_bytes()) || log.speaks_of_memory();
         return Ok(());
     }
     report.missing_outputs = outputs::missing(&launch.dir.join("out"), &launch.outputs)

@@ -9,26 +9,11 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FallocateFlags;
 
+use crate::symptoms::speaks_of_memory;
 use crate::units::Bytes;
 
-/// How much of the end is read for the words of [`SPEAKS_OF_MEMORY`].
+/// How much of the end is read for what it tells of a failure.
 const TAIL: u64 = 8 << 10;
-
-/// What frameworks and C libraries print when memory runs out, of the device or of the host.
-const SPEAKS_OF_MEMORY: [&str; 12] = [
-    "CUDA out of memory",
-    "HIP out of memory",
-    "OutOfMemoryError",
-    "CUDA_ERROR_OUT_OF_MEMORY",
-    "cudaErrorMemoryAllocation",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "RESOURCE_EXHAUSTED: Out of memory",
-    "cudaMalloc failed: out of memory",
-    "Cannot allocate memory",
-    "MemoryError",
-    "std::bad_alloc",
-];
 
 /// The log of one attempt, open as long as its worker lives.
 #[derive(Debug)]
@@ -192,10 +177,6 @@ fn tail(file: &File) -> io::Result<Vec<u8>> {
     }
     bytes.truncate(read);
     Ok(bytes)
-}
-
-pub(super) fn speaks_of_memory(text: &[u8]) -> bool {
-    SPEAKS_OF_MEMORY.iter().any(|words| text.windows(words.len()).any(|window| window == words.as_bytes()))
 }
 
 /// The part to punch out, in whole blocks: all but the first and the last half of the limit. Nothing unless it frees a

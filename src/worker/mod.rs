@@ -15,7 +15,7 @@ pub(crate) mod process;
 pub(crate) mod program;
 mod resident;
 mod split;
-mod strays;
+pub(crate) mod strays;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -84,7 +84,8 @@ pub struct Launch {
 /// What a worker tells the director. Bounded: the last one is sent by `Drop`, so one place a slot is kept for it.
 #[derive(Debug)]
 pub enum Event {
-    /// The process runs, as the leader of its own group. Without a number: a process for each batch.
+    /// The process runs, as the leader of its own group; a closure in this very one. Without a number: a process for each
+    /// batch.
     Started { job: JobId, attempt: u32, pid: Option<i32>, at: Timestamp },
     /// From the report channel; the latest wins.
     Progress { job: JobId, attempt: u32, fraction: Option<f64>, message: Option<String> },
@@ -162,6 +163,8 @@ pub enum End {
     BadInput(String),
     /// A batch of its lines failed for good, after its own retries.
     BatchFailed(String),
+    /// What the batches made can't have its name in `out/`: the command put something there itself.
+    OutputTaken(String),
     /// Reading or writing in the job's directory failed.
     Io(String),
     /// The worker thread itself failed.

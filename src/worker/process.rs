@@ -10,9 +10,8 @@ use rustix::process::{
 };
 
 use super::strays::Registered;
-use crate::item::{JobId, escape};
-use crate::proc::ProcStat;
-use crate::sys::spawn::Spawn;
+use crate::proc::{Owner, ProcStat};
+use crate::sys::spawn::{NotStarted, Spawn};
 
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -31,28 +30,18 @@ pub(crate) enum Exit {
     Signal(i32),
 }
 
-/// Why a process could not be started, and whose fault that is.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct NotStarted {
-    pub(crate) error: String,
-    /// The host's: no memory, no process slots. Else the route's: no such program.
-    pub(crate) host: bool,
-    /// The program can't run here, whatever it is given.
-    pub(crate) program: bool,
-}
-
 impl Process {
-    pub(crate) fn start(order: &Spawn, job: JobId) -> Result<Process, NotStarted> {
-        let pid = order.start().map_err(|error| not_started(order, &error))?;
+    pub(crate) fn start(order: &Spawn, owner: impl Into<Owner>) -> Result<Process, NotStarted> {
+        let pid = order.start().map_err(|error| order.why_not(&error))?;
         // Read before anyone could wait for it, so it is there even when it has ended.
         let start_ticks = ProcStat::read(pid.as_raw_pid()).map_or(0, |stat| stat.start_ticks);
-        let registered = Registered::new(pid.as_raw_pid(), job, start_ticks);
+        let registered = Registered::new(pid.as_raw_pid(), owner.into(), start_ticks);
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(handle) => Ok(Process { pid, handle, start_ticks, waited_for: false, _registered: registered }),
             Err(error) => {
                 let _gone = kill_process_group(pid, Signal::KILL);
                 let _status = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
-                Err(NotStarted { error: format!("no handle on the process: {error}"), host: true, program: false })
+                Err(NotStarted::by_host(format!("no handle on the process: {error}")))
             }
         }
     }
@@ -112,27 +101,4 @@ impl Drop for Process {
             let _exit = self.wait();
         }
     }
-}
-
-/// The words for a start that failed, and whose fault it is.
-fn not_started(order: &Spawn, error: &io::Error) -> NotStarted {
-    let show = |path: &std::path::Path| escape(path.as_os_str().as_encoded_bytes());
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    let host = matches!(
-        errno,
-        Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::IO | Errno::TXTBSY | Errno::STALE)
-    );
-    let program = show(order.program);
-    // The same number for a missing program, a missing interpreter and a missing folder.
-    let because = if !order.cwd.is_dir() {
-        format!("its folder `{}` isn't there (see `cwd`)", show(order.cwd))
-    } else if errno == Some(Errno::NOEXEC) {
-        "it is neither a program for this machine nor a script that begins with `#!`".to_owned()
-    } else if errno == Some(Errno::NOENT) && order.cwd.join(order.program).exists() {
-        "the interpreter that it names in its first line isn't there".to_owned()
-    } else {
-        error.to_string()
-    };
-    let unfit = matches!(errno, Some(Errno::NOENT | Errno::NOEXEC | Errno::ACCESS | Errno::NOTDIR | Errno::PERM));
-    NotStarted { error: format!("cannot start `{program}`: {because}"), host, program: unfit }
 }

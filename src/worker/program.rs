@@ -42,6 +42,20 @@ pub(crate) fn find<'a>(program: &'a OsStr, env: &[(OsString, OsString)], cwd: &P
     })
 }
 
+/// The same, looked at: a file that may be executed.
+pub(crate) fn runnable(program: &OsStr, env: &[(OsString, OsString)], cwd: &Path) -> Result<PathBuf, String> {
+    let found = find(program, env, cwd)?.into_owned();
+    let (there, shown) = (cwd.join(&found), crate::item::escape(program.as_bytes()));
+    match std::fs::metadata(&there) {
+        Err(error) => Err(format!("cannot start `{shown}`: {error}")),
+        Ok(meta) if meta.is_dir() => Err(format!("cannot start `{shown}`: it is a directory")),
+        Ok(_) => match rustix::fs::access(&there, rustix::fs::Access::EXEC_OK) {
+            Err(_) => Err(format!("`{shown}` may not be executed")),
+            Ok(()) => Ok(found),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -75,6 +89,16 @@ mod tests {
         check("folder", Some("data"), Err("none"));
         check("./anything", Some("data"), Ok("./anything"));
         check("", Some("bin"), Err("empty"));
+        let check = |program: &str, words: &str| {
+            let found = runnable(OsStr::new(program), &[], cwd);
+            assert!(found.as_ref().err().map_or(words.is_empty(), |why| why.contains(words)), "{program}: {found:?}");
+        };
+        check("bin/tool", "");
+        check("sh", "");
+        check("bin/none", "cannot start `bin/none`: No such file");
+        check("./bin", "cannot start `./bin`: it is a directory");
+        check("data/notes", "`data/notes` may not be executed");
+        check("a\0/b", "cannot start `a\\u{0}/b`");
         assert!(find(OsStr::new("sh"), &[], cwd).is_ok());
     }
 }

@@ -3,9 +3,10 @@
 //! stop and the clock, bounds the log, and finds out how it went.
 //!
 //! Invariants: every slot that was taken in and leaves before the end says so, the end of the attempt speaks for the
-//! rest; nothing holds the job's lock when strays are looked for.
+//! rest; nothing holds the job's lock when the item's strays are looked for. Those of a batch end with the batch.
 
 mod resident;
+mod sweeper;
 mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,8 +33,9 @@ use super::strays::{self, Registered, Trail};
 use super::thread::StopSwitch;
 use super::{End, Event, Launch, Report, SPLIT_DIR, Said, outputs, program};
 use crate::item::{Counters, JobId, StopWhy, escape};
-use crate::split::{self, Batch, BatchError, Consumer, ProcessConsumer, Program, Setup, StopFlag};
+use crate::split::{self, Batch, BatchError, Consumer, Kind, ProcessConsumer, Program, Setup, StopFlag};
 use resident::ResidentConsumer;
+use sweeper::Sweeper;
 use tally::{Channel, Tally};
 
 /// What the lines and the parts of one item that wait may take. For slots beyond a dozen batches get smaller than
@@ -230,7 +232,7 @@ impl<'a> Splitting<'a> {
         let first = Words { argv: &launch.argv, env: &launch.env, cwd: &launch.cwd };
         let program = first.find()?;
         // Its processes carry the job's id; the strays of others are told from its own by that.
-        let registered = Registered::without_a_leader(launch.job);
+        let registered = Registered::without_a_leader(launch.job.into());
 
         let begun = Instant::now();
         let at = Timestamp::now();
@@ -245,13 +247,13 @@ impl<'a> Splitting<'a> {
         (self.report.ended_at, self.report.ran) = (Timestamp::now(), begun.elapsed());
 
         drop(common);
-        strays::end(&Trail { job: launch.job, leader: None, dir: &launch.dir }, launch.kill_grace);
+        strays::end(&Trail { owner: launch.job.into(), leader: None, dir: Some(&launch.dir) }, launch.kill_grace);
         drop(registered);
         if let Err(error) = log.settle() {
             tracing::warn!(job = %launch.job, %error, "cannot cut a log that is longer than max_log");
         }
         let end = self.judge(outcome?);
-        if matches!(end, End::BadInput(_) | End::BatchFailed(_)) && !launch.root.is_intact() {
+        if matches!(end, End::BadInput(_) | End::BatchFailed(_) | End::NotStarted { .. }) && !launch.root.is_intact() {
             return Err(End::Io(attempt::MOVED.to_owned()));
         }
         if end == End::Exited(0) {
@@ -459,7 +461,9 @@ impl<'a> Splitting<'a> {
             // The timeout is the whole attempt's.
             let (log, timeout, max_output) = (Some(log), None, MAX_OUTPUT);
             let program = Program { program, argv, env, cwd, log, descriptors, timeout, kill_grace, max_output };
+            let sweeper = Sweeper::new(self.launch.job, self.launch.dir.clone(), kill_grace);
             let consumer = ProcessConsumer::new(program, stop).listening(Box::new(Channel::new(tally)));
+            let consumer = consumer.kept_by(Box::new(sweeper));
             return Box::new(Pinned { consumer, cpus, leaves });
         };
         let order = resident::Order {
@@ -476,6 +480,7 @@ impl<'a> Splitting<'a> {
             max_output: MAX_OUTPUT,
             name: split::output_name(self.launch.item.file_name().unwrap_or_default(), false),
             dir: self.launch.dir.join(BATCHES_DIR).join(no.to_string()),
+            job_dir: self.launch.dir.clone(),
         };
         let consumer = ResidentConsumer::new(order, stop, tally);
         Box::new(Pinned { consumer, cpus, leaves })
@@ -516,7 +521,15 @@ impl<'a> Splitting<'a> {
             (Some(Why::Io(what)), Err(_)) => End::Io(what),
             (None, Err(error)) => match error {
                 split::Error::Input { damaged: true, .. } => End::BadInput(error.to_string()),
-                split::Error::Batch { .. } => End::BatchFailed(error.to_string()),
+                // No batch's own failure: as if there were one process for all of it.
+                split::Error::Batch { kind: Kind::NotStarted { host }, message, .. } => {
+                    End::NotStarted { error: message, host }
+                }
+                split::Error::Batch { kind, .. } => {
+                    self.report.out_of_memory = kind == Kind::OutOfMemory;
+                    End::BatchFailed(error.to_string())
+                }
+                split::Error::Taken { path } => End::OutputTaken(taken(&path)),
                 split::Error::Setup(what) => End::NotStarted { error: what, host: false },
                 _ => End::Io(error.to_string()),
             },
@@ -526,6 +539,15 @@ impl<'a> Splitting<'a> {
     fn io(&self, what: String) -> End {
         End::Io(format!("{what} in `{}`", escape(self.launch.dir.as_os_str().as_encoded_bytes())))
     }
+}
+
+/// A batch's own file under the merged output's name: both stay.
+fn taken(path: &Path) -> String {
+    let name = escape(path.file_name().unwrap_or_default().as_encoded_bytes());
+    format!(
+        "its command wrote `{name}` into {{out}} itself, which is the name of what its batches print, put together: neither \
+         was replaced; have it write under another name, then retry the item, which goes on behind the batches that are done"
+    )
 }
 
 fn host(error: String) -> End {
@@ -582,6 +604,10 @@ impl<C: Consumer> Consumer for Pinned<C> {
 
     fn counted(&mut self) -> Counters {
         self.consumer.counted()
+    }
+
+    fn finish(&mut self) -> Counters {
+        self.consumer.finish()
     }
 
     fn wants_more(&mut self) -> bool {

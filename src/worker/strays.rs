@@ -1,7 +1,8 @@
 //! What a worker's process leaves behind: background children in its group, and daemons that left it. They are ended
 //! with it: asked, then killed, until none is left.
 //!
-//! A stray is known by its group, by the `GAMDOK_ID` in its environment, or by being the child of one. Where this process
+//! A stray is known by its group, by the `GAMDOK_ID` in its environment (with the `GAMDOK_RUN`, where one job has several
+//! processes side by side), or by being the child of one. Where this process
 //! adopts orphans ([`adopt_orphans`]) every daemon becomes its child, so that one look at its children tells that there is
 //! none; and one that wiped its environment belongs to the only worker that can have started it. Elsewhere all
 //! processes are looked through.
@@ -26,8 +27,7 @@ use rustix::process::{
 use rustix::time::ClockId;
 
 use super::lock;
-use crate::item::JobId;
-use crate::proc::{self, ProcStat, all_pids};
+use crate::proc::{Owner, ProcStat, all_pids};
 
 /// The longest that strays may take after they were asked, whatever the route's `kill_grace`.
 const MAX_GRACE: Duration = Duration::from_secs(2);
@@ -50,7 +50,7 @@ static LIVE: Mutex<Vec<Live>> = Mutex::new(Vec::new());
 #[derive(Clone, Copy, Debug)]
 struct Live {
     pid: i32,
-    job: JobId,
+    owner: Owner,
     start_ticks: u64,
 }
 
@@ -65,20 +65,20 @@ pub(super) struct Registered {
 }
 
 impl Registered {
-    pub(super) fn new(pid: i32, job: JobId, start_ticks: u64) -> Registered {
-        live().push(Live { pid, job, start_ticks });
+    pub(super) fn new(pid: i32, owner: Owner, start_ticks: u64) -> Registered {
+        live().push(Live { pid, owner, start_ticks });
         Registered { pid }
     }
 
     /// A worker that has one process after another, or several: known by the job's id alone. It counts as started now,
     /// under a number that no process has.
-    pub(super) fn without_a_leader(job: JobId) -> Registered {
+    pub(super) fn without_a_leader(owner: Owner) -> Registered {
         static LAST: AtomicI32 = AtomicI32::new(0);
         let pid = LAST.fetch_sub(1, Ordering::Relaxed).wrapping_sub(1).min(-1);
         let since_boot = rustix::time::clock_gettime(ClockId::Boottime);
         let second = rustix::param::clock_ticks_per_second();
         let ticks = since_boot.tv_sec as u64 * second + since_boot.tv_nsec as u64 * second / 1_000_000_000;
-        Registered::new(pid, job, ticks)
+        Registered::new(pid, owner, ticks)
     }
 }
 
@@ -88,18 +88,18 @@ impl Drop for Registered {
     }
 }
 
-/// By what the strays of one attempt are known.
+/// By what the strays of one attempt, or of one of its batches, are known.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Trail<'a> {
-    pub(super) job: JobId,
+pub(crate) struct Trail<'a> {
+    pub(crate) owner: Owner,
     /// The leader's number and when it started; it has ended and was waited for.
-    pub(super) leader: Option<(i32, u64)>,
-    /// The job's directory, for its lock.
-    pub(super) dir: &'a Path,
+    pub(crate) leader: Option<(i32, u64)>,
+    /// The job's directory, for its lock; none where nothing inherits one.
+    pub(crate) dir: Option<&'a Path>,
 }
 
 /// Ends the strays of an attempt; answers how many there were.
-pub(super) fn end(trail: &Trail, grace: Duration) -> usize {
+pub(crate) fn end(trail: &Trail, grace: Duration) -> usize {
     end_all(trail, find(trail, Thoroughness::AsNeeded), grace)
 }
 
@@ -114,14 +114,14 @@ fn end_all(trail: &Trail, mut found: Vec<ProcStat>, grace: Duration) -> usize {
         let now = Instant::now();
         if give_up <= now {
             let pids: Vec<i32> = found.iter().map(|stat| stat.pid).collect();
-            tracing::error!(job = %trail.job, ?pids, "processes left behind by a worker can't be ended");
+            tracing::error!(job = %trail.owner.job, ?pids, "processes left behind by a worker can't be ended");
             break;
         }
         let handles: Vec<OwnedFd> = found.iter().filter_map(|stat| signal(stat, now < kill_at, &mut asked)).collect();
         wait_for_any(&handles, if now < kill_at { kill_at } else { give_up.min(now + Duration::from_millis(100)) });
         found = find(trail, Thoroughness::AllProcesses);
     }
-    tracing::info!(job = %trail.job, processes = asked.len(), "ended what a worker left behind");
+    tracing::info!(job = %trail.owner.job, processes = asked.len(), "ended what a worker left behind");
     asked.len()
 }
 
@@ -167,7 +167,9 @@ fn find(trail: &Trail, how: Thoroughness) -> Vec<ProcStat> {
         // is just starting holds a copy of it for a moment.
         Adopted::Nobody => true,
         Adopted::Some(orphans) => {
-            !orphans.iter().any(told_apart) && !group_has_members(trail) && !lock::is_held(trail.dir)
+            // The lock of a job that has several runs is held by the others.
+            let is_held = || trail.owner.run.is_none() && trail.dir.is_some_and(lock::is_held);
+            !orphans.iter().any(told_apart) && !group_has_members(trail) && !is_held()
         }
     };
     if quiet && how == Thoroughness::AsNeeded {
@@ -252,16 +254,19 @@ fn belongs(stat: &ProcStat, trail: &Trail, whose: Whose) -> bool {
         let reused = ProcStat::read(leader).is_some_and(|now| now.start_ticks != start_ticks);
         return !reused && start_ticks <= stat.start_ticks;
     }
-    if let Some(job) = proc::job_of(&Path::new("/proc").join(stat.pid.to_string())) {
-        if job == trail.job {
-            return true;
+    if let Some(its) = Owner::of(&Path::new("/proc").join(stat.pid.to_string())) {
+        // Another run's are left to that one, and to the job's end.
+        if its.job == trail.owner.job {
+            return trail.owner.includes(its);
         }
-        if live().iter().any(|live| live.job == job) {
+        if live().iter().any(|live| live.owner.job == its.job) {
             return false;
         }
     }
     // It hides whose it is: then it is ours if nobody else can have started it.
     let Some((leader, start_ticks)) = trail.leader.filter(|_| whose == Whose::Orphan) else { return false };
-    let elder = |live: &Live| live.pid != leader && live.start_ticks <= stat.start_ticks;
+    // A job that has runs starts nothing itself.
+    let elder =
+        |live: &Live| live.pid != leader && live.start_ticks <= stat.start_ticks && !live.owner.includes(trail.owner);
     start_ticks <= stat.start_ticks && !live().iter().any(elder)
 }

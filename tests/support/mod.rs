@@ -342,6 +342,39 @@ pub fn hostile_names() -> Vec<&'static OsStr> {
     .collect()
 }
 
+/// Where the Python helper lies that people are given.
+pub const HELPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python");
+
+/// A resident worker in Python that speaks on fd 3 without the helper, with words and a `take` of its own.
+pub fn bare_worker(own: &str) -> String {
+    format!("{}\n{own}\nserve(take)\n", include_str!("bare.py"))
+}
+
+/// The numbers of the processes of such workers.
+pub fn processes(world: &World) -> Vec<String> {
+    let text = fs::read_to_string(world.scratch("processes")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Cancels the item in the middle of its work: its process, whose number is in `pid`, ends, and nothing is left.
+#[track_caller]
+pub fn cancel_at_work(world: &World, name: &str) {
+    let service = world.start();
+    world.until("it is at work", |_| world.scratch("pid").exists());
+    world.ok(&["cancel", name]);
+    world.wait();
+    assert_eq!(world.outcomes(), [format!("{name} cancelled cancelled")]);
+    assert!(is_gone(world), "its process lives");
+    assert_eq!(service.stop(), 0);
+    world.assert_empty();
+}
+
+/// Whether the process whose number is in `pid` is dead, though nobody may have waited for it.
+pub fn is_gone(world: &World) -> bool {
+    let pid: i32 = fs::read_to_string(world.scratch("pid")).expect("its number").trim().parse().expect("a number");
+    fs::read_to_string(format!("/proc/{pid}/stat")).ok().is_none_or(|stat| stat.contains(") Z "))
+}
+
 /// Writes a shell script into the world's folder and gives its path for a route's command.
 pub fn script(world_dir: &Path, name: &str, body: &str) -> PathBuf {
     let path = world_dir.join(name);

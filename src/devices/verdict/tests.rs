@@ -194,7 +194,10 @@ fn memory_counts_where_no_process_shows() {
 fn utilisation_counts_by_the_median_of_enough_samples() {
     check(|r| r.utilization = vec![72, 72, 72], "busy: 72 % busy");
     check(|r| r.utilization = vec![0, 99, 0], "free: idle");
-    check(|r| r.utilization = vec![99, 99], "free: idle");
+    check(|r| r.utilization = vec![99, 99], "busy: 99 % busy");
+    check(|r| r.utilization = vec![99, 0], "free: idle");
+    check(|r| r.utilization = vec![99], "busy: 99 % busy");
+    check(|r| r.utilization = vec![], "free: idle");
     check(|r| r.utilization = vec![90, 90, 90, 0, 0, 0, 0, 90], "free: idle");
     check(|r| r.utilization = vec![15, 15, 15], "free: idle");
 }

@@ -3,7 +3,8 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,9 +15,10 @@ use super::course::Course;
 use super::{Order, Plan};
 use crate::config::Visible;
 use crate::devices::pin::pin;
+use crate::item::{JobId, escape};
 use crate::lender::{Lender, Loan};
-use crate::pool::TaskError;
 use crate::pool::worker::Hurry;
+use crate::pool::{PoolError, TaskError};
 use crate::worker::program;
 
 /// How many short tasks a process has in hand at most.
@@ -31,11 +33,44 @@ pub(super) struct Carrier {
 
 /// What a process needs beside its plan.
 pub(super) struct Place {
+    /// Stands in the environment, and so tells what the process leaves behind.
+    pub(super) id: JobId,
     pub(super) env: Vec<(OsString, OsString)>,
     pub(super) loan: Option<Loan>,
 }
 
 impl Plan {
+    /// The first thing that no process can be made of.
+    pub(super) fn check(&self) -> Result<(), PoolError> {
+        let command = |what: String| Err(PoolError::Command(what));
+        let shown = |text: &OsStr| escape(text.as_bytes());
+        if let Some(word) = self.argv.iter().find(|word| word.as_bytes().contains(&0)) {
+            return command(format!("`{}` has a NUL byte, which no process can be given", shown(word)));
+        }
+        let is_no_name = |key: &OsStr| key.is_empty() || key.as_bytes().iter().any(|byte| matches!(byte, 0 | b'='));
+        for (key, value) in &self.env {
+            // What this process was given itself is passed on as it is, however odd.
+            if is_no_name(key) && !std::env::vars_os().any(|(known, _)| known == *key) {
+                let what = format!("no variable can be called `{}`: a name isn't empty and has no `=`", shown(key));
+                return Err(PoolError::Settings(what));
+            }
+            if value.as_bytes().contains(&0) {
+                let what = format!("the variable `{}` has a NUL byte, which no process can be given", shown(key));
+                return Err(PoolError::Settings(what));
+            }
+        }
+        for (key, limit) in [("ready_timeout", Some(self.ready_timeout)), ("timeout", self.timeout)] {
+            if limit.is_some_and(|limit| limit.is_zero()) {
+                return Err(PoolError::Settings(format!("`{key}` is zero: nothing is done in no time")));
+            }
+        }
+        if !self.cwd.is_dir() {
+            return command(format!("its folder `{}` isn't there", shown(self.cwd.as_os_str())));
+        }
+        let Some(program) = self.argv.first() else { return command("the command is empty".to_owned()) };
+        program::runnable(program, &self.env, &self.cwd).map(drop).map_err(PoolError::Command)
+    }
+
     pub(super) fn find(&self) -> Result<Cow<'_, Path>, String> {
         match self.argv.first() {
             Some(program) => program::find(program, &self.env, &self.cwd),
@@ -88,8 +123,10 @@ impl Carrier {
                 loan.pin.over(&self.plan.env)
             }
         };
-        env.retain(|(key, _)| key != "GAMDOK_FD");
+        let id = loan.as_ref().map_or_else(|| JobId(ulid::Ulid::generate()), |loan| loan.id);
+        env.retain(|(key, _)| key != "GAMDOK_FD" && key != "GAMDOK_ID");
         env.push(("GAMDOK_FD".into(), "3".into()));
-        Some(Place { env, loan })
+        env.push(("GAMDOK_ID".into(), id.to_string().into()));
+        Some(Place { id, env, loan })
     }
 }

@@ -18,6 +18,7 @@ use crate::sys::spawn::Spawn;
 use crate::worker::channel::{Broken, Message, Reader};
 use crate::worker::message;
 use crate::worker::process::{Exit, Process};
+use crate::worker::strays::{self, Trail};
 
 /// From the request to end to the kill.
 const GRACE: Duration = Duration::from_secs(10);
@@ -26,6 +27,7 @@ const SHORT: Duration = Duration::from_millis(2);
 
 pub(super) struct Course<'a> {
     carrier: &'a Carrier,
+    id: JobId,
     process: Process,
     channel: OwnedFd,
     reader: Reader,
@@ -71,13 +73,13 @@ impl<'a> Course<'a> {
         descriptors.extend(place.loan.iter().flat_map(|loan| &loan.locks).map(|lock| lock.as_fd()));
         let order =
             Spawn { program: &program, argv: &plan.argv, env: &place.env, cwd: &plan.cwd, descriptors: &descriptors };
-        let id = place.loan.as_ref().map_or_else(|| JobId(ulid::Ulid::nil()), |loan| loan.id);
-        let process = Process::start(&order, id).map_err(|not| not.error)?;
+        let process = Process::start(&order, place.id).map_err(|not| not.error)?;
         if let Some(loan) = &place.loan {
             loan.runs(process.pid());
         }
         Ok(Course {
             carrier,
+            id: place.id,
             process,
             channel: ours,
             reader: Reader::default(),
@@ -286,7 +288,7 @@ impl<'a> Course<'a> {
         self.handed.pop_front().map(|(_, order)| order.promise).ok_or_else(|| Broken(String::new()))
     }
 
-    /// Ends the process: by its own leave where it may go, else at once. What is left in its group is killed with it.
+    /// Ends the process: by its own leave where it may go, else at once. What it leaves behind is ended with it.
     fn end(&mut self, may_go: bool) -> std::io::Result<Exit> {
         if may_go {
             self.outgoing.extend_from_slice(message::STOP);
@@ -306,7 +308,10 @@ impl<'a> Course<'a> {
             }
         }
         self.process.kill();
-        self.process.wait()
+        let exit = self.process.wait();
+        let leader = Some((self.process.pid(), self.process.start_ticks));
+        strays::end(&Trail { owner: self.id.into(), leader, dir: None }, GRACE);
+        exit
     }
 }
 

@@ -151,3 +151,53 @@ fn simulated_gpus_are_lent_to_them() {
         residents.map(0..20).filter_map(|answer| answer.ok()?.as_str().map(str::to_owned)).collect();
     assert!(!used.is_empty() && used.iter().all(|id| id.starts_with("SIM-")), "{used:?}");
 }
+
+#[test]
+fn what_no_process_can_be_made_of_is_told_at_once() {
+    let check = |change: &dyn Fn(ResidentsBuilder) -> ResidentsBuilder, words: &str| {
+        let wrong = change(Residents::builder(["true"])).build().map(drop).unwrap_err().to_string();
+        assert!(wrong.contains(words), "{wrong}, not {words}");
+    };
+    check(&|it| it.name("\0"), "the name `\\u{0}` has a NUL byte");
+    check(&|it| it.slots(usize::MAX), "18446744073709551615 slots are a thread each");
+    check(&|it| it.timeout(Duration::ZERO), "`timeout` is zero");
+    check(&|it| it.ready_timeout(Duration::ZERO), "`ready_timeout` is zero");
+    check(&|it| it.env("A=B", "x"), "no variable can be called `A=B`");
+    check(&|it| it.env("", "x"), "no variable can be called ``");
+    check(&|it| it.env("A", "x\0"), "the variable `A` has a NUL byte");
+    check(&|it| it.cwd("/nonexistent"), "its folder `/nonexistent` isn't there");
+    let check = |command: &[&str], words: &str| {
+        let wrong = Residents::builder(command).build().map(drop).unwrap_err().to_string();
+        assert!(wrong.contains(words), "{wrong}, not {words}");
+    };
+    check(&["true", "a\0b"], "`a\\u{0}b` has a NUL byte");
+    check(&["./no/such"], "cannot start `./no/such`: No such file");
+    check(&["/usr"], "cannot start `/usr`: it is a directory");
+    check(&[], "the command is empty");
+    // Times without end are as good as none.
+    let endless = worker(DOUBLE).slots(1).queue(usize::MAX).timeout(Duration::MAX);
+    let endless = endless.ready_timeout(Duration::MAX).idle_timeout(Duration::MAX).build().unwrap();
+    assert_eq!(endless.submit(21).wait(), Ok(json!(42)));
+}
+
+#[test]
+fn what_left_its_group_is_ended_with_it() {
+    let lives = |pid: i32| crate::proc::ProcStat::read(pid).is_some_and(|stat| !stat.is_dead());
+    let check = |end: &str, more: &str| {
+        let left = format!(
+            "import subprocess\nleft = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n\
+             say(type='done', id=id, result=left.pid)\n{end}"
+        );
+        // Of two pools, each ends its own alone.
+        let (ours, theirs) = (worker(&left).slots(1).build().unwrap(), worker(&left).slots(1).build().unwrap());
+        let pid = |of: &Residents| i32::try_from(of.submit(1).wait().unwrap().as_i64().unwrap()).unwrap();
+        let (first, second) = (pid(&ours), pid(&theirs));
+        ours.join();
+        assert!(!lives(first), "{more}");
+        assert!(!end.is_empty() || lives(second), "{more}");
+        theirs.join();
+        assert!(!lives(second), "{more}");
+    };
+    check("", "one that is told to stop");
+    check("os._exit(3)", "one that ends by itself");
+}

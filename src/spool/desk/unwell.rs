@@ -94,7 +94,10 @@ impl Desk {
         );
         self.root_is_away = true;
         self.answer(Answer::Root { is_there: false });
-        self.cannot_write(words.clone());
+        if self.troubles.is_elsewhere(words.clone()) {
+            self.retry_at = self.clock.now() + self.backoff;
+        }
+        self.tell();
         words
     }
 

@@ -40,6 +40,8 @@ struct Batch {
     size: usize,
     /// The message, while it is kept back.
     unsent: Vec<u8>,
+    /// It was sent while the process had another.
+    ahead: bool,
 }
 
 /// Why the process must end, and how.
@@ -106,6 +108,8 @@ pub(super) struct Course<'a> {
     talks: bool,
     /// The process closed its end with something unread.
     unread: bool,
+    /// It ended by itself, and not by an error.
+    left: bool,
     warned: bool,
 }
 
@@ -140,6 +144,7 @@ impl<'a> Course<'a> {
             logged: 0,
             talks: false,
             unread: false,
+            left: false,
             warned: false,
         }
     }
@@ -189,7 +194,7 @@ impl<'a> Course<'a> {
         let exit = process.wait();
         let said_to_the_end = self.hear_out(channel, &mut log);
         let leader = Some((process.pid(), process.start_ticks));
-        strays::end(&Trail { job: launch.id, leader, dir: &launch.dir }, launch.kill_grace);
+        strays::end(&Trail { owner: launch.id.into(), leader, dir: Some(&launch.dir) }, launch.kill_grace);
         drop(process);
         let end = self.judge(exit, said_to_the_end);
         self.farewell.out_of_memory = log.speaks_of_memory();
@@ -392,7 +397,8 @@ impl<'a> Course<'a> {
                 first.outbox.take_counts(&mut self.between);
             }
         }
-        self.batches.push_back(Batch { size: items.len(), items, unsent });
+        let ahead = !self.batches.is_empty() && !waits;
+        self.batches.push_back(Batch { size: items.len(), items, unsent, ahead });
         self.flush(channel);
     }
 
@@ -404,8 +410,8 @@ impl<'a> Course<'a> {
                 Ok(n) => sent += n,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
-                // It closed its end: how it ends tells the rest.
-                Err(_) => sent = self.outgoing.len(),
+                // It closed its end: how it ends tells the rest. What it wasn't sent whole it never read.
+                Err(_) => (sent, self.unread) = (self.outgoing.len(), true),
             }
         }
         self.outgoing.drain(..sent);
@@ -422,14 +428,10 @@ impl<'a> Course<'a> {
             let _closed = shutdown(channel, Shutdown::Write);
         }
         let now = Instant::now();
-        let ask_at = now + self.launch.kill_grace;
-        self.ending = Some(Ending {
-            why: Why::Retired,
-            ask_at,
-            asked: false,
-            kill_at: ask_at + self.launch.kill_grace,
-            killed: false,
-        });
+        let after =
+            |at: Instant| at.checked_add(self.launch.kill_grace).unwrap_or(at + Duration::from_secs(u32::MAX.into()));
+        let ask_at = after(now);
+        self.ending = Some(Ending { why: Why::Retired, ask_at, asked: false, kill_at: after(ask_at), killed: false });
         // One that is still loading hears nothing yet.
         if !self.ready
             && let Some(ending) = &mut self.ending

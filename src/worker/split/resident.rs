@@ -3,7 +3,7 @@
 //! them.
 //!
 //! Invariants: the process has one batch at most; it is replaced after a failure, unless it says itself that it is the batch
-//! for good; when the slot has ended it is gone, with its group and its folder.
+//! for good; when the slot has ended it is gone, with all that it started and its folder.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -21,14 +21,17 @@ use rustix::net::{
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::sweeper;
 use super::tally::{Tally, failed};
 use crate::item::{Counters, JobId};
+use crate::proc::Owner;
 use crate::split::{Batch, BatchError, Consumer, Errors, Kind, StopFlag};
-use crate::sys::spawn::Spawn;
+use crate::sys::spawn::{NotStarted, Spawn};
 use crate::units::Bytes;
 use crate::worker::attempt::dev_null;
 use crate::worker::channel::{self, Broken, Message};
-use crate::worker::process::{Exit, NotStarted, Process};
+use crate::worker::process::{Exit, Process};
+use crate::worker::strays::{self, Trail};
 use crate::worker::{Said, message};
 
 /// One that has sent a heartbeat is taken for hung after so long without any message over a batch.
@@ -60,6 +63,7 @@ pub(super) struct Order {
     pub(super) name: OsString,
     /// Of this slot alone.
     pub(super) dir: PathBuf,
+    pub(super) job_dir: PathBuf,
 }
 
 #[derive(Debug)]
@@ -73,6 +77,13 @@ pub(super) struct ResidentConsumer {
 impl ResidentConsumer {
     pub(super) fn new(order: Order, stop: StopFlag, tally: Tally) -> ResidentConsumer {
         ResidentConsumer { order, stop, tally, kept: None }
+    }
+
+    /// Ends the process. What it counts until then is the last batch's, as far as that isn't reported yet.
+    fn let_go(&mut self, manner: Manner) {
+        if let Some(kept) = self.kept.take() {
+            kept.end(manner, &self.order, &mut self.tally);
+        }
     }
 
     fn converse(&mut self, batch: &Batch, out: &mut Vec<u8>) -> Result<(), BatchError> {
@@ -92,14 +103,14 @@ impl ResidentConsumer {
             Ok(()) => {}
             // It was leaving already: that is none's failure. The next one has served nothing, so this ends.
             Err(Trouble::Exited(_)) if kept.unread && 0 < kept.served => {
-                self.kept = None;
+                self.let_go(Manner::Asked);
                 return self.converse(batch, out);
             }
             Err(trouble) => return Err(kept.judge(trouble, "without an answer for it")),
         }
         kept.prints(Until::Quiet);
         match kept.answer.take() {
-            Some(Said::Failed { error, retry }) => Err(failed(error, retry)),
+            Some(Said::Failed { error, retry }) => Err(kept.errors.weigh(failed(error, retry))),
             _ => read_part(&result, order.max_output, out),
         }
     }
@@ -113,7 +124,6 @@ impl Consumer for ResidentConsumer {
         self.tally.begin(batch);
         let made = self.converse(batch, out);
         self.tally.end();
-        let grace = self.order.kill_grace;
         let Some(kept) = &mut self.kept else { return made };
         kept.errors.flush();
         kept.errors.forget();
@@ -123,12 +133,20 @@ impl Consumer for ResidentConsumer {
         let is_well = made.as_ref().err().is_none_or(|error| error.kind == Kind::Final) && kept.exit_seen.is_none();
         if !is_well || has_served {
             let manner = if is_well { Manner::Told } else { Manner::Asked };
-            self.kept.take().into_iter().for_each(|kept| kept.end(manner, grace));
+            self.let_go(manner);
         }
         made
     }
 
     fn counted(&mut self) -> Counters {
+        self.tally.counted()
+    }
+
+    fn finish(&mut self) -> Counters {
+        // What stands there is of a try that failed.
+        self.tally.forget();
+        let manner = if self.stop.is_ordered() { Manner::Asked } else { Manner::Told };
+        self.let_go(manner);
         self.tally.counted()
     }
 
@@ -139,10 +157,7 @@ impl Consumer for ResidentConsumer {
 
 impl Drop for ResidentConsumer {
     fn drop(&mut self) {
-        if let Some(kept) = self.kept.take() {
-            let manner = if self.stop.is_ordered() { Manner::Asked } else { Manner::Told };
-            kept.end(manner, self.order.kill_grace);
-        }
+        self.let_go(Manner::Asked);
         // A kill leaves it lying; whoever goes on clears it away.
         let _left = fs::remove_dir_all(&self.order.dir);
     }
@@ -193,6 +208,7 @@ fn read_part(dir: &Path, max_output: u64, out: &mut Vec<u8>) -> Result<(), Batch
 #[derive(Debug)]
 struct Kept {
     process: Process,
+    owner: Owner,
     channel: Option<OwnedFd>,
     /// Its stdout and stderr, while anybody holds them.
     printed: Option<OwnedFd>,
@@ -207,6 +223,7 @@ struct Kept {
     served: u32,
     /// It ended, or closed its end, with the batch unread.
     unread: bool,
+    is_ending: bool,
     exit_seen: Option<Exit>,
 }
 
@@ -242,7 +259,7 @@ enum Until {
 impl Kept {
     fn start(order: &Order, job: JobId) -> Result<Kept, BatchError> {
         let host = |what: &str, error: &dyn std::fmt::Display| {
-            BatchError::new(Kind::Later, format!("cannot {what} for its resident worker: {error}"))
+            BatchError::from(NotStarted::by_host(format!("cannot {what} for its resident worker: {error}")))
         };
         let null = dev_null().map_err(|error| host("open /dev/null", &error))?;
         let (channel, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
@@ -252,13 +269,14 @@ impl Kept {
         let mut descriptors: Vec<BorrowedFd> =
             vec![null.as_fd(), their_prints.as_fd(), their_prints.as_fd(), theirs.as_fd()];
         descriptors.extend(order.descriptors.iter().map(|fd| fd.as_fd()));
-        let Order { program, argv, env, cwd, .. } = order;
-        let spawn = Spawn { program, argv, env, cwd, descriptors: &descriptors };
-        let process = Process::start(&spawn, job).map_err(|NotStarted { error, host, .. }| {
-            BatchError::new(if host { Kind::Later } else { Kind::Final }, error)
-        })?;
+        let Order { program, argv, cwd, .. } = order;
+        let (owner, mark) = sweeper::fresh(job);
+        let env: Vec<_> = order.env.iter().filter(|(key, _)| *key != mark.0).cloned().chain([mark.clone()]).collect();
+        let spawn = Spawn { program, argv, env: &env, cwd, descriptors: &descriptors };
+        let process = Process::start(&spawn, owner)?;
         Ok(Kept {
             process,
+            owner,
             channel: Some(channel),
             printed: Some(printed),
             errors: Errors::new(Some(order.log.clone())),
@@ -270,6 +288,7 @@ impl Kept {
             answer: None,
             served: 0,
             unread: false,
+            is_ending: false,
             exit_seen: None,
         })
     }
@@ -358,11 +377,7 @@ impl Kept {
 
     /// It has ended: what it said before counts.
     fn hear_out(&mut self, order: &Order, tally: &mut Tally, enough: impl Fn(&Kept) -> bool) -> Result<(), Trouble> {
-        let mut left = self.channel.as_ref().and_then(|channel| rustix::io::ioctl_fionread(channel).ok()).unwrap_or(0);
-        while 0 < left && self.channel.is_some() {
-            self.hear(order, tally)?;
-            left = left.saturating_sub(CHUNK as u64);
-        }
+        self.drain(order, tally)?;
         // The end, which tells whether it has read the batch.
         self.hear(order, tally)?;
         self.prints(Until::Quiet);
@@ -370,6 +385,16 @@ impl Kept {
         let exit = self.process.wait().map_err(|error| Trouble::Io(format!("its exit isn't known: {error}")))?;
         self.exit_seen = Some(exit);
         if enough(self) { Ok(()) } else { Err(Trouble::Exited(exit)) }
+    }
+
+    /// Others may hold the channel open and go on: what lies there now is all that counts.
+    fn drain(&mut self, order: &Order, tally: &mut Tally) -> Result<(), Trouble> {
+        let mut left = self.channel.as_ref().and_then(|channel| rustix::io::ioctl_fionread(channel).ok()).unwrap_or(0);
+        while 0 < left && self.channel.is_some() {
+            self.hear(order, tally)?;
+            left = left.saturating_sub(CHUNK as u64);
+        }
+        Ok(())
     }
 
     fn hear(&mut self, order: &Order, tally: &mut Tally) -> Result<(), Trouble> {
@@ -398,6 +423,8 @@ impl Kept {
 
     fn take_in(&mut self, message: Message, order: &Order, tally: &mut Tally) -> Result<(), Broken> {
         match message {
+            // It is told to end, and all but what it counted comes too late.
+            _ if self.is_ending && !matches!(message, Message::Count { .. }) => {}
             Message::Ready { device_uuid } => {
                 let is_given = |uuid: &String| order.devices.iter().any(|given| given.eq_ignore_ascii_case(uuid));
                 if let Some(uuid) = device_uuid.filter(|uuid| !order.devices.is_empty() && !is_given(uuid)) {
@@ -468,7 +495,7 @@ impl Kept {
             Trouble::Broken(what) => self.failed(format!("its resident worker broke the protocol of fd 3: {what}")),
             Trouble::Io(what) => BatchError::new(Kind::Later, what),
             Trouble::Exited(Exit::Signal(signal)) => {
-                self.failed(format!("its resident worker was ended by signal {signal} {when}"))
+                self.errors.weigh(self.failed(format!("its resident worker was ended by signal {signal} {when}")))
             }
             Trouble::Exited(Exit::Code(code)) => {
                 let kind = match code {
@@ -476,37 +503,42 @@ impl Kept {
                     75 => Kind::Later,
                     _ => Kind::Failed,
                 };
-                BatchError::new(
-                    kind,
-                    self.errors.after(format!("its resident worker ended with exit code {code} {when}")),
-                )
+                let what = format!("its resident worker ended with exit code {code} {when}");
+                self.errors.weigh(BatchError::new(kind, self.errors.after(what)))
             }
         }
     }
 
-    /// Ends it, with its group.
-    fn end(mut self, manner: Manner, grace: Duration) {
-        if self.exit_seen.is_some() {
-            return;
+    /// Ends it, with its group and what else it left behind.
+    fn end(mut self, manner: Manner, order: &Order, tally: &mut Tally) {
+        self.is_ending = true;
+        if self.exit_seen.is_none() {
+            self.end_process(manner, order, tally);
         }
+        let leader = Some((self.process.pid(), self.process.start_ticks));
+        strays::end(&Trail { owner: self.owner, leader, dir: Some(&order.job_dir) }, order.kill_grace);
+    }
+
+    fn end_process(&mut self, manner: Manner, order: &Order, tally: &mut Tally) {
         if manner == Manner::Told {
             let _gone = self.send(message::STOP);
             if let Some(channel) = &self.channel {
                 let _closed = shutdown(channel, Shutdown::Write);
             }
-            self.wait(grace);
+            self.wait(order, tally);
         }
         self.process.ask();
-        self.wait(grace);
+        self.wait(order, tally);
         self.process.kill();
         let _exit = self.process.wait();
+        let _no_use = self.drain(order, tally);
         self.prints(Until::Quiet);
         self.errors.flush();
     }
 
-    /// Waits for its end; meanwhile it must find room for what it prints.
-    fn wait(&mut self, grace: Duration) {
-        let until = Instant::now().checked_add(grace);
+    /// Waits for its end; meanwhile it must find room for what it prints and says.
+    fn wait(&mut self, order: &Order, tally: &mut Tally) {
+        let until = Instant::now().checked_add(order.kill_grace);
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
@@ -514,16 +546,22 @@ impl Kept {
             }
             let span = left.and_then(|left| Timespec::try_from(left).ok());
             let mut fds = vec![PollFd::new(&self.process, PollFlags::IN)];
+            fds.extend(self.channel.as_ref().map(|channel| PollFd::new(channel, PollFlags::IN)));
+            let prints_at = fds.len();
             fds.extend(self.printed.as_ref().map(|printed| PollFd::new(printed, PollFlags::IN)));
             match poll(&mut fds, span.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,
             }
             let is_ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
-            let (exited, printed) = (is_ready(0), is_ready(1));
+            let (exited, printed) = (is_ready(0), is_ready(prints_at));
+            let spoke = self.channel.is_some() && is_ready(1);
             drop(fds);
             if printed {
                 self.prints(Until::Soon);
+            }
+            if spoke && self.hear(order, tally).is_err() {
+                self.channel = None;
             }
             if exited {
                 return;

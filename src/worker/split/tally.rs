@@ -67,6 +67,11 @@ impl Tally {
         std::mem::take(&mut self.counters)
     }
 
+    /// What was counted so far counts for nothing.
+    pub(super) fn forget(&mut self) {
+        self.counters = Counters::default();
+    }
+
     /// A kind of message that isn't known is warned of once.
     pub(super) fn pass_over(&mut self, kind: &str) {
         if !std::mem::replace(&mut self.warned, true) {

@@ -9,8 +9,9 @@ use rustix::net::{RecvFlags, recv};
 
 use super::{CHUNK, Course, EMPTY_LOG, HEARTBEAT, InFlight, REMEMBERED, Why};
 use crate::item::{JobId, StopWhy};
+use crate::symptoms::speaks_of_memory;
 use crate::worker::channel::{self, Broken, Message};
-use crate::worker::log::{self, Log};
+use crate::worker::log::Log;
 use crate::worker::process::Exit;
 use crate::worker::resident::{News, Task, unbegun};
 use crate::worker::{End, Event, Report, Said, attempt, outputs};
@@ -191,8 +192,7 @@ impl Course<'_> {
                 Err(error) => report.end = End::Io(format!("cannot look for the declared outputs in `out`: {error}")),
             }
         } else {
-            let told =
-                matches!(&report.said, Some(Said::Failed { error, .. }) if log::speaks_of_memory(error.as_bytes()));
+            let told = matches!(&report.said, Some(Said::Failed { error, .. }) if speaks_of_memory(error.as_bytes()));
             report.out_of_memory = told || log.speaks_of_memory();
         }
         let succeeded = report.end == End::Exited(0) && !failed && report.missing_outputs.is_empty();
@@ -245,7 +245,10 @@ impl Course<'_> {
             (Some(Why::Retired) | None, Ok(Exit::Code(0)), Ok(())) if !self.ready => {
                 End::Protocol("the worker ended (exit code 0) before it was ready".to_owned())
             }
-            (Some(Why::Retired) | None, Ok(Exit::Code(0)), Ok(())) => unanswered(),
+            (Some(Why::Retired) | None, Ok(Exit::Code(0)), Ok(())) => {
+                self.left = true;
+                unanswered()
+            }
             (Some(Why::Retired) | None, Ok(Exit::Code(code)), _) => End::Exited(code),
             (Some(Why::Retired) | None, Ok(Exit::Signal(signal)), _) => End::Signalled(signal),
         }
@@ -258,10 +261,15 @@ impl Course<'_> {
         let count = batches.iter().filter(|batch| batch.unsent.is_empty()).count();
         let doubled = matches!(end, End::Protocol(what) if what.starts_with("it spoke again"));
         self.between.finish();
+        // It closed its end before the last message went out.
+        self.unread |= !self.outgoing.is_empty();
         for (at, batch) in batches.into_iter().enumerate() {
             // It never came to it, or never read the message: what lies unread is the last one.
             let only = count == 1;
-            let begun = at == 0 && !(only && self.unread && batch.items.len() == batch.size);
+            let whole = batch.items.len() == batch.size;
+            // One that left after the message before may have read this one with it. Handed over again it is the first.
+            let untouched = whole && ((only && self.unread) || (batch.ahead && self.left));
+            let begun = at == 0 && !untouched;
             let beside = (batch.items.len() as u32).saturating_sub(1);
             for mut item in batch.items {
                 let wish = self.stopped.iter().rev().find(|(job, _)| *job == item.task.job).map(|(_, why)| *why);
