@@ -25,10 +25,14 @@ impl Gaps {
 
     /// A job takes slots of these devices: the gap counts from the last of them that became free.
     pub(super) fn take(&mut self, job: JobId, on: &[DeviceId]) {
-        let since = on.iter().filter_map(|device| self.freed.get_mut(device)?.pop_front()).max();
-        if let Some(since) = since {
+        if let Some(since) = self.occupy(on) {
             self.taken.insert(job, since);
         }
+    }
+
+    /// Something takes slots of these devices that no gap ends with, such as a resident worker.
+    pub(super) fn occupy(&mut self, on: &[DeviceId]) -> Option<Moment> {
+        on.iter().filter_map(|device| self.freed.get_mut(device)?.pop_front()).max()
     }
 
     /// The job runs: how long the gap was, if there was one.
@@ -101,6 +105,7 @@ mod tests {
                 match what {
                     "free" => gaps.freed(&on, at(now)),
                     "take" => gaps.take(id, &on),
+                    "occupy" => assert!(gaps.occupy(&on).is_some()),
                     "run" => {
                         seen.extend(gaps.end(id, at(now)));
                         job += 1;
@@ -119,6 +124,7 @@ mod tests {
         check("free a, rest, take a, run", &[]);
         check("free a, take a, rest, run", &[3]);
         check("free a, take a, leave, run", &[]);
+        check("free a, occupy a, free a, take a, run", &[2]);
         check("free a, free a, take a, run, take a, run, take a, run", &[3, 4]);
     }
 }
