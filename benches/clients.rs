@@ -128,7 +128,8 @@ fn published(clients: usize) -> f64 {
         counters: Default::default(),
         api: None,
     };
-    let view = |number: u64, live: Vec<Listed>| View { number, status: status(number), live };
+    let view =
+        |number: u64, live: Vec<Listed>| View { number, status: status(number), live, tallies: Default::default() };
     let board = Board::new(view(1, Vec::new()));
     let directories = Directories::new(folder.path(), None);
     let (requests, _director) = crossbeam_channel::bounded(1);
@@ -137,6 +138,7 @@ fn published(clients: usize) -> f64 {
         board: board.clone(),
         requests,
         ended: Arc::new(directories),
+        metrics: Arc::new(gamdok::metrics::Metrics::new(Default::default())),
         listen: None,
         token: None,
         max_upload: 0,

@@ -77,6 +77,8 @@ pub mod logging;
 #[doc(hidden)]
 pub mod map;
 #[doc(hidden)]
+pub mod metrics;
+#[doc(hidden)]
 pub mod notifier;
 #[doc(hidden)]
 pub mod plan;

@@ -12,6 +12,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::middleware;
+use axum::response::Response;
 use crossbeam_channel::Sender;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,6 +31,7 @@ use super::patient::Patient;
 use super::routes::{self, Shared};
 use super::tally::Tally;
 use super::{Board, Ended, Request, SOCKET, incoming, socket};
+use crate::metrics::{Clients, Cut, Metrics};
 
 /// More clients than this wait until one leaves.
 const CONNECTIONS: usize = 128;
@@ -76,6 +79,7 @@ pub struct ServerSetup {
     pub board: Board,
     pub requests: Sender<Request>,
     pub ended: Arc<dyn Ended>,
+    pub metrics: Arc<Metrics>,
     /// TCP beside the socket.
     pub listen: Option<SocketAddr>,
     /// Required where `listen` isn't loopback; see [`read_token`].
@@ -123,13 +127,15 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
     incoming::clean(setup.directories.root());
     let (stop, stopped) = watch::channel(false);
     let epoch = jiff::Timestamp::now().as_millisecond().unsigned_abs();
-    let (feed, tally) = (Arc::new(Feed::new(epoch)), Arc::new(Tally::default()));
+    let (feed, tally) = (Arc::new(Feed::new(epoch)), Arc::new(Tally::new(setup.metrics.clients.clone())));
     let feeding = (feed.clone(), setup.board.clone());
+    let clients = setup.metrics.clients.clone();
     let shared = Arc::new(Shared {
         board: setup.board,
         requests: setup.requests,
         ended: setup.ended,
         directories: setup.directories,
+        metrics: setup.metrics,
         started: Instant::now(),
         feed,
         tally: tally.clone(),
@@ -139,8 +145,8 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
         followers: AtomicUsize::new(0),
         stop: stopped.clone(),
     });
-    let open = routes::router(shared.clone(), None);
-    let guarded = routes::router(shared, Some(Guard { token: setup.token, loopback }));
+    let open = counted(routes::router(shared.clone(), None), &clients);
+    let guarded = counted(routes::router(shared, Some(Guard { token: setup.token, loopback })), &clients);
     let work = async move {
         // Tokio takes them over inside the runtime only.
         let unix = Door::Unix(UnixDoor::new(UnixListener::from_std(unix)?, unix_path));
@@ -149,11 +155,11 @@ pub fn serve(setup: ServerSetup) -> io::Result<Server> {
         let feed_stop = stopped.clone();
         tokio::spawn(async move { feed.run(board, feed_stop).await });
         let patience = setup.patience;
-        let unix_side = accept(unix, open, tally.clone(), patience, stopped.clone());
+        let unix_side = accept(unix, open, tally.clone(), clients.clone(), patience, stopped.clone());
         match tcp {
             None => unix_side.await,
             Some(tcp) => {
-                tokio::join!(unix_side, accept(Door::Tcp(tcp), guarded, tally, patience, stopped));
+                tokio::join!(unix_side, accept(Door::Tcp(tcp), guarded, tally, clients, patience, stopped));
             }
         }
         io::Result::Ok(())
@@ -245,11 +251,12 @@ async fn accept(
     mut door: Door,
     router: Router,
     tally: Arc<Tally>,
+    clients: Arc<Clients>,
     patience: Patience,
     mut stop: watch::Receiver<bool>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut clients = JoinSet::new();
+    let mut served = JoinSet::new();
     let mut look = tokio::time::interval(SOCKET_LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -261,12 +268,12 @@ async fn accept(
             () = ended(&mut stop) => break,
             _ = look.tick() => door.look(),
             // Ended tasks are let go as they end.
-            Some(_) = clients.join_next() => {}
+            Some(_) = served.join_next() => {}
             (stream, place) = next => match stream {
                 Ok(stream) => {
-                    let client = serve_one(stream, router.clone(), tally.clone(), patience, stop.clone());
+                    let client = serve_one(stream, router.clone(), tally.clone(), clients.clone(), patience, stop.clone());
                     let tally = tally.clone();
-                    clients.spawn(async move {
+                    served.spawn(async move {
                         let _present = tally.client();
                         client.await;
                         drop(place);
@@ -274,22 +281,34 @@ async fn accept(
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a client can't be accepted");
+                    clients.count_refused();
                     tokio::time::sleep(BREATH).await;
                 }
             },
         }
     }
     drop(door);
-    let _ = tokio::time::timeout(LAST_WORDS, async { while clients.join_next().await.is_some() {} }).await;
+    let _ = tokio::time::timeout(LAST_WORDS, async { while served.join_next().await.is_some() {} }).await;
+}
+
+/// Every answer is counted, those of the guard too.
+fn counted(router: Router, clients: &Arc<Clients>) -> Router {
+    let clients = clients.clone();
+    router.layer(middleware::map_response(move |response: Response| {
+        clients.count_response(response.status().as_u16());
+        async move { response }
+    }))
 }
 
 async fn serve_one(
     stream: Box<dyn Stream>,
     router: Router,
     tally: Arc<Tally>,
+    clients: Arc<Clients>,
     patience: Patience,
     mut stop: watch::Receiver<bool>,
 ) {
+    let _connected = clients.come_in();
     let service = TowerToHyperService::new(router);
     let stream = Patient::new(stream, tally.clone(), patience.reading);
     let begun = stream.begun();
@@ -308,8 +327,11 @@ async fn serve_one(
         }
     };
     if let Err(error) = served {
+        // Others went away by themselves, or had nothing more to ask.
         if error.is_timeout() && begun.load(Ordering::Relaxed) {
             tally.dropped();
+        } else if error.is_parse() {
+            clients.count_cut(Cut::Malformed);
         }
         tracing::debug!(%error, "a client's connection broke");
     }

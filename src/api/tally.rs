@@ -1,9 +1,12 @@
 //! What the server counts of its clients.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::metrics::{Clients, Cut};
 
 /// `status`'s `api`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -24,6 +27,8 @@ pub(super) struct Tally {
     streams: AtomicU64,
     dropped: AtomicU64,
     refused: AtomicU64,
+    /// What `/metrics` tells of the same.
+    told: Arc<Clients>,
 }
 
 /// One that is counted as long as it is there.
@@ -37,6 +42,10 @@ impl Drop for Present<'_> {
 }
 
 impl Tally {
+    pub(super) fn new(told: Arc<Clients>) -> Tally {
+        Tally { told, ..Tally::default() }
+    }
+
     pub(super) fn client(&self) -> Present<'_> {
         self.clients.fetch_add(1, Ordering::Relaxed);
         Present(&self.clients)
@@ -53,6 +62,7 @@ impl Tally {
 
     pub(super) fn dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.told.count_cut(Cut::Slow);
     }
 
     pub(super) fn refused(&self) {

@@ -47,7 +47,7 @@ pub(super) fn view(number: u64, live: Vec<Listed>) -> View {
         counters: Default::default(),
         api: None,
     };
-    View { number, status, live }
+    View { number, status, live, tallies: Default::default() }
 }
 
 pub(super) fn id(n: u128) -> JobId {
@@ -125,6 +125,7 @@ fn world_with(depth: usize, listen: Option<&str>, token: Option<&str>, patience:
         board: board.clone(),
         requests,
         ended: Arc::new(directories),
+        metrics: Arc::new(crate::metrics::Metrics::new(Default::default())),
         listen: listen.map(|listen| listen.parse().expect("an address")),
         token: token.map(str::to_owned),
         max_upload: 1 << 20,
@@ -438,6 +439,7 @@ fn beyond_loopback_a_token_is_needed() {
         board: Board::new(view(1, Vec::new())),
         requests,
         ended: Arc::new(directories),
+        metrics: Arc::new(crate::metrics::Metrics::new(Default::default())),
         listen: Some("0.0.0.0:0".parse().expect("an address")),
         token: None,
         max_upload: 1 << 20,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::devices::{DeviceKind, HostMode, Reading, Snapshot, Verdict};
 use crate::health::Check;
 use crate::item::{Attempt, Counters, JobId, JobRecord, ResultRecord, escape};
+use crate::metrics::Tallies;
 use crate::plan;
 use crate::state::{State, Warmth};
 
@@ -19,6 +20,9 @@ pub struct View {
     pub status: Status,
     /// Everything that hasn't ended: claimed, running and retrying jobs, then what lies in the inbox (bounded).
     pub live: Vec<Listed>,
+    /// For `/metrics`.
+    #[serde(skip)]
+    pub tallies: Tallies,
 }
 
 /// `status --json`.

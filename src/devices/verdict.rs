@@ -29,6 +29,9 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All that [`word`](Verdict::word) says.
+    pub const WORDS: [&'static str; 6] = ["free", "leased", "busy", "unhealthy", "excluded", "unknown"];
+
     pub fn word(&self) -> &'static str {
         match self {
             Verdict::Free => "free",

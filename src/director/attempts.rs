@@ -4,8 +4,10 @@ use std::collections::HashMap;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::{Director, NewsEvent, Running};
@@ -51,6 +53,7 @@ impl Director {
             Err((device, by)) => return self.locked_by_another(device, by),
         };
         self.held_locks.insert(id, held);
+        self.gaps.take(id, &on);
         self.step(id, Step::Lease { on });
         match self.plan_attempt(id) {
             None => self.launch(id),
@@ -237,6 +240,7 @@ impl Director {
                     }
                 });
                 let Some(record) = record else { return };
+                self.count_start(&record, at);
                 let devices = record.attempts.last().map_or_else(String::new, |last| words(&last.devices));
                 info!(job = %record.dir(), attempt, pid, devices, "started");
                 let on = record.attempts.last().map_or(&[][..], |last| &last.devices);
@@ -257,10 +261,27 @@ impl Director {
         }
     }
 
+    /// An attempt has begun to run.
+    fn count_start(&mut self, record: &JobRecord, at: Timestamp) {
+        let counts = self.metrics.routes.of(&record.route.name);
+        counts.started.fetch_add(1, Ordering::Relaxed);
+        let is_first = record.attempts.iter().filter(|it| it.started_at.is_some()).count() == 1;
+        if let Some(arrived_at) = record.arrived_at.filter(|_| is_first) {
+            // A wall clock that was set back leaves nothing to tell.
+            counts.waiting.count(Duration::try_from(at.duration_since(arrived_at)).unwrap_or_default());
+        }
+        if let Some(gap) = self.gaps.end(record.id, self.state.now) {
+            self.metrics.gaps.count(gap);
+        }
+    }
+
     /// A worker's end. Where an attempt failed on GPUs they are looked at before it is judged: a process dies of its
     /// GPU's fall from the bus long before anybody else hears of that.
     fn on_ended(&mut self, report: Report) {
         let Some(job) = self.state.job(report.job) else { return };
+        if job.resident.is_none() {
+            self.gaps.freed(job.stage.leased(), self.state.now);
+        }
         let on: Vec<DeviceId> = job.devices().into_iter().filter(|it| self.is_driven(it)).collect();
         let failed = match &report.end {
             End::Exited(code) => *code != 0,
@@ -309,6 +330,7 @@ impl Director {
     /// Judges an attempt that had these devices.
     pub(super) fn judge_on(&mut self, report: Report, on: Vec<DeviceId>) {
         let id = report.job;
+        self.gaps.give_up(id);
         let running = self.running.remove(&id);
         let Some(job) = self.state.job(id) else { return };
         let (resident, route_name) = (job.resident, job.record.route.name.clone());
@@ -332,6 +354,9 @@ impl Director {
         }
         if resident.is_some() {
             self.state.note_pace(&route_name, report.ran);
+        }
+        if report.started_at.is_some() {
+            self.metrics.routes.of(&route_name).running.count(report.ran);
         }
         // With the devices of slots that have left again.
         let touched = job_devices(&self.state, id);
@@ -368,6 +393,7 @@ impl Director {
                 let at = self.state.now + after;
                 self.step(id, Step::Retry { at });
                 let attempt = report.attempt;
+                self.metrics.routes.of(&route_name).count_retry(assessment.reason);
                 self.guest.news.tell(|| NewsEvent::Retrying { id: id.to_string(), attempt, reason });
                 self.to_ledger(ledger::Entry::Changed { record: record.clone(), state: "retrying" });
                 // Written down now, so that a counted attempt stays counted if the director dies before the next.

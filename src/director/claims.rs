@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,9 +10,10 @@ use tracing::{debug, info, warn};
 
 use super::{CLAIMS_PAUSE, Director};
 use crate::api::view::Listed;
+use crate::config::Route;
 use crate::fault;
 use crate::health::{Check, Condition, What};
-use crate::inbox::{self, Candidate, CandidateKey, Notice};
+use crate::inbox::{self, Candidate, CandidateKey, HeldFor, Notice};
 use crate::item::{Attempt, Ending, JobId, JobRecord, Outcome, Reason, ResultRecord, Stage, Step, StopWhy};
 use crate::ledger;
 use crate::notifier;
@@ -20,6 +22,13 @@ use crate::state::{Job, Phase};
 
 /// How long a refused item is held before it is offered again.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
+
+/// What the scanner offered and needn't any more.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) key: CandidateKey,
+    pub(super) route: Arc<Route>,
+}
 
 impl Director {
     pub(super) fn on_inbox(&mut self, notice: Notice) {
@@ -83,7 +92,8 @@ impl Director {
     pub(super) fn refuse(&mut self, key: &CandidateKey, reason: String) {
         if self.state.take_offer(key).is_some() {
             debug!(item = key.name.escaped(), reason, "held");
-            self.to_scanner(inbox::Answer::Refused { key: key.clone(), reason, retry_in: REFUSED_FOR });
+            let why = HeldFor::NoDevice;
+            self.to_scanner(inbox::Answer::Refused { key: key.clone(), why, reason, retry_in: REFUSED_FOR });
         }
     }
 
@@ -127,6 +137,9 @@ impl Director {
             Outcome::Failed => self.summary.failed += 1,
             Outcome::Cancelled => self.summary.cancelled += 1,
         }
+        // One that was never a route's has none.
+        let route = result.route.as_deref().unwrap_or_default();
+        self.metrics.routes.of(route).count_end(result.outcome, result.reason);
         let reason = result.reason.map(Reason::as_str);
         let why = result.message.as_deref().map(crate::item::shown);
         match result.outcome {
@@ -166,7 +179,9 @@ impl Director {
         self.claims_paused = None;
         let key = CandidateKey { folder: claimed.record.folder.clone(), name: claimed.record.item_name() };
         self.guest.news.claimed(&key, &claimed.record);
-        self.taken.push(key);
+        let route = claimed.record.route.clone();
+        self.metrics.routes.of(&route.name).claimed.fetch_add(1, Ordering::Relaxed);
+        self.taken.push(Taken { key, route });
         info!(job = %claimed.dir, route = claimed.record.route.name, item = claimed.record.name, "claimed");
         let record = claimed.record;
         self.state.rewrite(id, |known| *known = (*record).clone());
@@ -198,7 +213,7 @@ impl Director {
             NotClaimed::Gone => {
                 debug!(item, "withdrawn before the claim");
                 self.guest.news.withdrawn(&key, candidate.signature.ino);
-                self.taken.push(key);
+                self.taken.push(Taken { key, route: candidate.route });
             }
             NotClaimed::Changed => {
                 debug!(item, "changed before the claim; it settles again");
@@ -206,7 +221,8 @@ impl Director {
             }
             NotClaimed::Refused(reason) => {
                 warn!(item, reason, "can't be claimed");
-                self.to_scanner(inbox::Answer::Refused { key, reason, retry_in: REFUSED_FOR });
+                let why = HeldFor::Unclaimable;
+                self.to_scanner(inbox::Answer::Refused { key, why, reason, retry_in: REFUSED_FOR });
             }
             NotClaimed::NoRoom(reason) => {
                 if self.claims_paused.as_ref() != Some(&reason) {

@@ -7,6 +7,7 @@ mod claims;
 mod counting;
 mod energy;
 mod estimates;
+mod gaps;
 mod news;
 mod notices;
 mod publish;
@@ -33,6 +34,7 @@ use crate::health::{Check, Condition, What};
 use crate::inbox::{self, Scanner};
 use crate::item::{JobId, Step, StopWhy};
 use crate::ledger::{self, Ledger};
+use crate::metrics::Metrics;
 use crate::notifier::{self, Notifier};
 use crate::plan::{Decision, plan};
 use crate::root::Root;
@@ -148,9 +150,9 @@ struct Director {
     /// What plan asked the prober to attend to last.
     attended: (Vec<DeviceId>, bool),
     /// Answers owed to the scanner, sent together.
-    taken: Vec<inbox::CandidateKey>,
+    taken: Vec<claims::Taken>,
     /// What was taken and is counted as ready still, until the scanner has heard of it; and how many came before these.
-    unheard: VecDeque<inbox::CandidateKey>,
+    unheard: VecDeque<claims::Taken>,
     heard: u64,
     /// Finishes that the spool has answered.
     filed: u64,
@@ -165,6 +167,8 @@ struct Director {
     counting: counting::Counting,
     estimates: estimates::Estimates,
     sampler: samples::Sampler,
+    gaps: gaps::Gaps,
+    metrics: Arc<Metrics>,
     dirty: bool,
     published_at: Moment,
     number: u64,
@@ -230,6 +234,7 @@ impl Director {
         for decision in plan(&self.state, &self.snapshot) {
             self.carry_out(decision);
         }
+        self.forget_gaps();
         self.attend();
         self.answer_scanner();
         self.publish_if_due();
@@ -646,8 +651,8 @@ impl Director {
     fn answer_scanner(&mut self) {
         if !self.taken.is_empty() {
             let taken = std::mem::take(&mut self.taken);
-            self.unheard.extend(taken.iter().cloned());
-            self.to_scanner(inbox::Answer::Taken(taken));
+            self.to_scanner(inbox::Answer::Taken(taken.iter().map(|it| it.key.clone()).collect()));
+            self.unheard.extend(taken);
         }
     }
 }

@@ -139,6 +139,8 @@ struct Desk {
     scanner: Option<Sender<inbox::Answer>>,
     /// The director has ended.
     over: bool,
+    /// Of all readers.
+    dropped: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -153,6 +155,11 @@ impl News {
     }
 
     // The director's side.
+
+    /// How many events were lost by readers that were slow.
+    pub(super) fn dropped(&self) -> Arc<AtomicU64> {
+        self.desk().dropped.clone()
+    }
 
     pub(super) fn tell(&self, event: impl FnOnce() -> Event) {
         self.desk().tell(event);
@@ -340,6 +347,7 @@ impl Desk {
             Ok(()) => true,
             Err(TrySendError::Full(_)) => {
                 reader.dropped.fetch_add(1, Ordering::Relaxed);
+                self.dropped.fetch_add(1, Ordering::Relaxed);
                 true
             }
             Err(TrySendError::Disconnected(_)) => false,
@@ -412,6 +420,7 @@ mod tests {
             news.tell(|| Event::Paused);
         }
         assert_eq!((slow.dropped(), fast.dropped()), (3, 0));
+        assert_eq!(news.dropped().load(Ordering::Relaxed), 3);
         news.close();
         news.tell(|| Event::Resumed);
         assert_eq!((slow.count(), fast.count()), (2, 5));

@@ -1,11 +1,17 @@
 //! The published view: a numbered copy of the state for everyone who reads. Nobody else ever sees the state itself.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::{Director, PUBLISH_EVERY, PUBLISH_LARGE_EVERY};
 use crate::api::view::{
     Counts, DeviceView, DirectorState, HeldView, Listed, ProgressView, ResidentView, RunningView, Status, View,
 };
-use crate::inbox::{CandidateKey, ItemInfo};
+use crate::config::Route;
+use crate::devices::Reading;
+use crate::inbox::{CandidateKey, ItemInfo, RouteCounts};
 use crate::item::{Counters, Stage};
+use crate::metrics::{DeviceTally, RouteTally, Tallies};
 use crate::plan;
 use crate::state::{Job, Phase, Progress, Resident, ResidentId, Warmth};
 use crate::units::Moment;
@@ -43,7 +49,8 @@ impl Director {
             self.guest.news.at_rest(open == 0);
             self.notifier.at_rest(open == 0, self.ended_so_far());
         }
-        self.board.publish(View { number: self.number, status, live: self.live() });
+        let tallies = self.tallies(&status.counts);
+        self.board.publish(View { number: self.number, status, live: self.live(), tallies });
     }
 
     fn status(&self, counters: Counters) -> Status {
@@ -110,13 +117,56 @@ impl Director {
     }
 
     /// Items that the scanner counts as ready and that are jobs already, or about to be: each counts once.
-    fn on_their_way(&self) -> impl Iterator<Item = CandidateKey> {
+    fn on_their_way(&self) -> impl Iterator<Item = (CandidateKey, &Arc<Route>)> {
         let claiming = self.state.jobs().filter(|job| matches!(job.stage, Stage::Claiming));
         let keys = claiming.map(|job| {
             let record = &job.record;
-            CandidateKey { folder: record.folder.clone(), name: record.item_name() }
+            (CandidateKey { folder: record.folder.clone(), name: record.item_name() }, &record.route)
         });
-        keys.chain(self.taken.iter().cloned()).chain(self.unheard.iter().cloned())
+        let taken = self.taken.iter().chain(&self.unheard).map(|it| (it.key.clone(), &it.route));
+        keys.chain(taken)
+    }
+
+    /// What `/metrics` tells of the same moment.
+    fn tallies(&self, counts: &Counts) -> Tallies {
+        let mut routes: BTreeMap<String, RouteTally> = BTreeMap::new();
+        for route in &self.config.routes {
+            // In the order of the file: the first ones are told apart.
+            self.metrics.routes.place(&route.name);
+            routes.entry(route.name.clone()).or_default();
+        }
+        for RouteCounts { route, arriving, ready, held } in &self.counts.routes {
+            let (arriving, ready, held) = (*arriving, *ready, *held);
+            let waiting = RouteTally { arriving, ready, held, ..RouteTally::default() };
+            routes.entry(route.clone()).or_default().add(waiting);
+        }
+        for (_, route) in self.on_their_way() {
+            let tally = routes.entry(route.name.clone()).or_default();
+            tally.ready = tally.ready.saturating_sub(1);
+        }
+        for job in self.state.jobs() {
+            let tally = routes.entry(job.record.route.name.clone()).or_default();
+            match job.stage {
+                Stage::Claiming | Stage::Claimed { .. } => tally.claimed += 1,
+                Stage::Retrying { .. } => tally.retrying += 1,
+                _ => tally.running += 1,
+            }
+        }
+        // In place before the first scrape can name them.
+        routes.keys().for_each(|name| self.metrics.routes.place(name));
+        let held: u64 = routes.values().map(|tally| tally.held).sum();
+        let device = |reading: &Reading| DeviceTally {
+            id: reading.id.to_string(),
+            energy_joules: reading.energy_millijoules.map(|millijoules| millijoules as f64 / 1000.0),
+            cordoned: self.state.cordon(&reading.id).map(|cordon| cordon.by),
+        };
+        Tallies {
+            routes,
+            unrouted: counts.held.saturating_sub(held),
+            held: self.counts.held_for.clone(),
+            devices: self.snapshot.devices.iter().map(device).collect(),
+            scanned: self.counts.scanned,
+        }
     }
 
     fn held(&self) -> Vec<HeldView> {
@@ -138,7 +188,8 @@ impl Director {
             });
         }
         let offers = self.state.offers().flat_map(|(_, line)| line).map(|it| it.key.clone());
-        let told: std::collections::HashSet<CandidateKey> = offers.chain(self.on_their_way()).collect();
+        let told: std::collections::HashSet<CandidateKey> =
+            offers.chain(self.on_their_way().map(|(key, _)| key)).collect();
         for (route, line) in self.state.offers() {
             for candidate in line {
                 let reason = plan::why_offer_waits(&self.state, &self.snapshot, candidate);

@@ -66,6 +66,7 @@ impl Director {
         };
         info!(resident = %id, route = route.name, devices = words(&on), "starting a resident worker");
         self.held_locks.insert(id, held);
+        self.gaps.occupy(&on);
         self.state.add_resident(id, Resident::new(route, on, self.state.now));
         let handle = worker::start_resident(launch, self.events.clone());
         self.residents.insert(id, handle);

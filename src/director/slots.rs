@@ -23,6 +23,7 @@ impl Director {
         let Some(no) = self.state.grow(id, on.clone()) else { return };
         debug!(job = %record.dir(), slot = no, devices = words(&on), "takes a further slot");
         let devices = uuids(&on);
+        self.gaps.occupy(&on);
         handle.grow(worker::SlotLaunch { no, argv, env, cwd, device_locks: held.clone(), cpus, devices });
         self.slot_locks.insert((id, no), held);
         self.state.rewrite(id, |record| {

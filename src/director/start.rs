@@ -17,6 +17,7 @@ use crate::devices::{HostMode, Snapshot, resolved};
 use crate::health::{Check, What};
 use crate::inbox;
 use crate::ledger;
+use crate::metrics::{self, Metrics};
 use crate::notifier::Notifier;
 use crate::root::{Root, RootError};
 use crate::spool;
@@ -154,6 +155,14 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         Some(source) => config::watch::start(source, &config).map_err(io("watch the configuration"))?,
         None => config::watch::Watcher::of_none(),
     };
+    let notifier = Notifier::new(root.path(), &config.notify);
+    let metrics = Arc::new(Metrics::new(metrics::Sources {
+        scans: scanner.scans.clone(),
+        spool: spool.pace.clone(),
+        ledger: ledger.entries.lag.clone(),
+        notifier: notifier.sent(),
+        events_dropped: guest.news.dropped(),
+    }));
     let board = api::Board::new(first_view(&root, first.mode));
     board.configure(&config);
     let (ask, requests) = guest.asks.clone().unwrap_or_else(|| bounded(REQUESTS));
@@ -164,6 +173,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         board: board.clone(),
         requests: ask,
         ended: Arc::new(api::Indexed::new(directories.clone(), ledger.entries.clone())),
+        metrics: metrics.clone(),
         listen: config.api.listen,
         token,
         max_upload: config.api.max_upload.0,
@@ -204,6 +214,8 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         counting: Default::default(),
         estimates: Default::default(),
         sampler: Default::default(),
+        gaps: Default::default(),
+        metrics,
         dirty: true,
         published_at: Moment::default(),
         number: 0,
@@ -229,7 +241,7 @@ pub fn run(options: Options) -> Result<Summary, RunError> {
         prober,
         spool,
         ledger,
-        notifier: Notifier::new(root.path(), &config.notify),
+        notifier,
         config,
     };
     director.state.now = clock.now();
@@ -335,5 +347,6 @@ fn first_view(root: &Root, mode: HostMode) -> View {
             api: None,
         },
         live: Vec::new(),
+        tallies: Default::default(),
     }
 }

@@ -16,13 +16,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rustix::fs::{FileType, Mode, OFlags, RawDir};
 
-use super::HELD_LISTED;
 use super::fsinfo::{self, Identity};
 use super::inspect::{self, Look};
 use super::line::{Lead, Line};
 use super::matching::Router;
 use super::names::Ignore;
 use super::ready::{Origin, Track};
+use super::{HELD_LISTED, HeldFor};
 use crate::config::Route;
 use crate::item::{ItemKind, Signature};
 use crate::sys::dirs;
@@ -81,6 +81,7 @@ pub(super) enum State {
 
 #[derive(Debug)]
 pub(super) struct Held {
+    pub(super) why: HeldFor,
     /// Owned only where it speaks of this one item: thousands are held for the same reason.
     pub(super) reason: Cow<'static, str>,
     pub(super) since: Timestamp,
@@ -109,20 +110,27 @@ pub(super) struct Tally {
     /// Of the held.
     pub(super) passing: usize,
     pub(super) orphans: usize,
+    /// The held by the kind of their reason.
+    pub(super) held_for: [usize; HeldFor::ALL.len()],
+}
+
+/// What is in the table of one route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct OfRoute {
+    pub(super) settling: usize,
+    pub(super) held: usize,
 }
 
 impl Tally {
     fn count(&mut self, state: &State, way: Way) {
-        let change = |count: &mut usize| match way {
-            Way::In => *count += 1,
-            Way::Out => *count -= 1,
-        };
+        let change = |count: &mut usize| way.change(count);
         match state {
             State::Settling { .. } => change(&mut self.settling),
             State::Queued { .. } => change(&mut self.queued),
             State::Offered { .. } => change(&mut self.offered),
             State::Held(held) => {
                 change(&mut self.held);
+                change(&mut self.held_for[held.why.place()]);
                 if held.passing {
                     change(&mut self.passing);
                 }
@@ -140,6 +148,15 @@ impl Tally {
 enum Way {
     In,
     Out,
+}
+
+impl Way {
+    fn change(self, count: &mut usize) {
+        match self {
+            Way::In => *count += 1,
+            Way::Out => *count -= 1,
+        }
+    }
 }
 
 /// The folder as it was opened.
@@ -240,6 +257,8 @@ pub(super) struct Folder {
     pub(super) warned: BTreeSet<OsString>,
     pub(super) items: HashMap<OsString, Tracked>,
     pub(super) tally: Tally,
+    /// The same by route.
+    pub(super) of_routes: Vec<OfRoute>,
     scan: Option<Box<Scan>>,
     generation: u64,
 }
@@ -267,6 +286,7 @@ impl Folder {
             place: None,
             watched: false,
             lines: (0..router.len()).map(|_| Line::new(kept)).collect(),
+            of_routes: vec![OfRoute::default(); router.len()],
             router,
             census: Census::default(),
             read_whole: false,
@@ -284,7 +304,7 @@ impl Folder {
 
     /// Puts a name in its state; the one before is returned.
     pub(super) fn put(&mut self, name: &OsStr, state: State, shape: Shape, due: Option<Moment>) -> Option<Tracked> {
-        self.tally.count(&state, Way::In);
+        self.count(&state, Way::In);
         if let State::Offered { route, .. } = state {
             self.lines[route].offered += 1;
         }
@@ -298,9 +318,22 @@ impl Folder {
         self.uncount(before)
     }
 
+    fn count(&mut self, state: &State, way: Way) {
+        self.tally.count(state, way);
+        match state {
+            State::Settling { route, .. } => way.change(&mut self.of_routes[*route].settling),
+            State::Held(held) => {
+                if let Some(route) = held.route {
+                    way.change(&mut self.of_routes[route].held);
+                }
+            }
+            State::Queued { .. } | State::Offered { .. } | State::Orphan { .. } => {}
+        }
+    }
+
     fn uncount(&mut self, before: Option<Tracked>) -> Option<Tracked> {
         if let Some(before) = &before {
-            self.tally.count(&before.state, Way::Out);
+            self.count(&before.state, Way::Out);
             if let State::Offered { route, .. } = before.state {
                 self.lines[route].offered -= 1;
             }
@@ -428,11 +461,11 @@ impl Folder {
             return Ok(());
         }
         let Some(item) = item_kind(kind) else {
-            self.hold_plain(name, inspect::special(kind), shape, census, terms.now);
+            self.hold_plain(name, HeldFor::NotAnItem, inspect::special(kind), shape, census, terms.now);
             return Ok(());
         };
         match self.router.find(name, item) {
-            None => self.hold_plain(name, NO_ROUTE, shape, census, terms.now),
+            None => self.hold_plain(name, HeldFor::NoRoute, NO_ROUTE, shape, census, terms.now),
             Some(route) => {
                 let lead_ns = i64::try_from(signature.ctime_ns).unwrap_or(i64::MAX);
                 if lines[route].admits(lead_ns) {
@@ -446,12 +479,20 @@ impl Folder {
     }
 
     /// Holds what only a change in the folder or the configuration can mend.
-    fn hold_plain(&mut self, name: &OsStr, reason: &'static str, shape: Shape, census: &mut Census, now: Timestamp) {
+    fn hold_plain(
+        &mut self,
+        name: &OsStr,
+        why: HeldFor,
+        reason: &'static str,
+        shape: Shape,
+        census: &mut Census,
+        now: Timestamp,
+    ) {
         if HELD <= self.tally.held {
             census.held_beyond += 1;
             return;
         }
-        let held = Held { reason: reason.into(), since: now, route: None, passing: false, track: None };
+        let held = Held { why, reason: reason.into(), since: now, route: None, passing: false, track: None };
         self.put(name, State::Held(Box::new(held)), shape, None);
     }
 }

@@ -17,7 +17,7 @@ use super::matching::{Router, companion};
 use super::ready::{Facts, Judgement, Need, Origin, Rules, Track, Writer};
 use super::scanner::Core;
 use super::signature::{Limits, Tree, WalkError, walk};
-use super::{Candidate, WINDOW};
+use super::{Candidate, HeldFor, WINDOW};
 use crate::item::{ItemKind, Signature};
 
 /// A directory that takes longer than this is walked on a thread of its own.
@@ -92,9 +92,12 @@ impl Core {
         let item = item_kind(kind);
         let route = item.and_then(|item| self.folders[f].router.find(name, item));
         let (Some(item), Some(route)) = (item, route) else {
-            let reason = if item.is_none() { inspect::special(kind) } else { NO_ROUTE };
+            let (why, reason) = match item {
+                None => (HeldFor::NotAnItem, inspect::special(kind)),
+                Some(_) => (HeldFor::NoRoute, NO_ROUTE),
+            };
             let since = before.as_ref().and_then(held_since);
-            return self.hold(f, name, shape, Held::new(reason, since, None), None);
+            return self.hold(f, name, shape, Held::new(why, reason, since, None), None);
         };
         let since = before.as_ref().and_then(held_since);
         let track = recall(before, why, &signature);
@@ -115,11 +118,11 @@ impl Core {
             match track.judge(&facts, &rules, self.times()) {
                 Judgement::Ready => return self.ready(found, &facts, track),
                 Judgement::Wait(at) => return self.settle(found, track, at, None),
-                Judgement::Held { reason, retry_at, passing } => {
+                Judgement::Held { why, reason, retry_at, passing } => {
                     let held = Held {
                         passing,
                         track: Some(track.into()),
-                        ..Held::new(reason, found.since, Some(found.route))
+                        ..Held::new(why, reason, found.since, Some(found.route))
                     };
                     return self.hold(f, name, shape, held, Some(retry_at));
                 }
@@ -270,7 +273,8 @@ impl Core {
     }
 
     fn hold_unreadable(&mut self, found: &Found<'_>, track: Track, reason: String) {
-        let held = Held { track: Some(track.into()), ..Held::new(reason, found.since, Some(found.route)) };
+        let held = Held::new(HeldFor::Unreadable, reason, found.since, Some(found.route));
+        let held = Held { track: Some(track.into()), ..held };
         self.hold(found.f, found.name, found.shape, held, Some(self.now() + READ_AGAIN));
     }
 
@@ -322,7 +326,7 @@ impl Core {
                     "a marker or manifest without its item `{}`",
                     crate::item::escape(owner.as_encoded_bytes())
                 );
-                self.hold(f, name, shape, Held::new(reason, None, None), None);
+                self.hold(f, name, shape, Held::new(HeldFor::Companion, reason, None, None), None);
             }
             Some(State::Orphan { .. }) => {}
             _ => self.put(f, name, State::Orphan { since: now }, shape, Some(now + ORPHANED)),
@@ -359,8 +363,14 @@ impl Found<'_> {
 }
 
 impl Held {
-    pub(super) fn new(reason: impl Into<Cow<'static, str>>, since: Option<Timestamp>, route: Option<usize>) -> Held {
-        Held { reason: reason.into(), since: since.unwrap_or_else(Timestamp::now), route, passing: false, track: None }
+    pub(super) fn new(
+        why: HeldFor,
+        reason: impl Into<Cow<'static, str>>,
+        since: Option<Timestamp>,
+        route: Option<usize>,
+    ) -> Held {
+        let since = since.unwrap_or_else(Timestamp::now);
+        Held { why, reason: reason.into(), since, route, passing: false, track: None }
     }
 }
 

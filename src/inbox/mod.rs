@@ -4,6 +4,7 @@
 mod checks;
 mod folder;
 mod fsinfo;
+mod held;
 mod inspect;
 mod judging;
 mod line;
@@ -30,8 +31,10 @@ use jiff::Timestamp;
 
 use crate::config::{Inbox as InboxRules, Route};
 use crate::item::{ItemKind, ItemName, Signature};
+use crate::metrics::Histogram;
 use crate::units::{Clock, Moment};
 
+pub use held::HeldFor;
 pub(crate) use matching::{first_of_all, is_never_an_item};
 pub use named::find;
 pub use scanner::start;
@@ -56,7 +59,20 @@ pub struct Setup {
 pub struct Scanner {
     pub notices: Receiver<Notice>,
     pub answers: Sender<Answer>,
+    pub scans: Arc<ScanTimes>,
     beat: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// How long it took to read the intake folders.
+#[derive(Debug)]
+pub struct ScanTimes {
+    pub took: Histogram,
+}
+
+impl Default for ScanTimes {
+    fn default() -> ScanTimes {
+        ScanTimes { took: Histogram::new(&[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0]) }
+    }
 }
 
 impl Scanner {
@@ -132,6 +148,10 @@ pub struct Counts {
     /// Bounded at [`HELD_LISTED`]; `held_total` counts all.
     pub held: Vec<HeldItem>,
     pub held_total: u64,
+    /// All held ones by the kind of their reason.
+    pub held_for: Vec<(HeldFor, u64)>,
+    /// By route, in the order of the folders.
+    pub routes: Vec<RouteCounts>,
     /// A sample of what is arriving and ready beyond the window, for `list`: bounded at [`HELD_LISTED`] each.
     pub arriving_names: Vec<ItemInfo>,
     pub ready_names: Vec<ItemInfo>,
@@ -146,6 +166,16 @@ pub struct Counts {
 }
 
 pub const HELD_LISTED: usize = 1000;
+
+/// How many items of one route are where.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RouteCounts {
+    pub route: String,
+    pub arriving: u64,
+    /// Offered ones included.
+    pub ready: u64,
+    pub held: u64,
+}
 
 /// What lies in the inbox and can't be taken.
 #[derive(Clone, Debug, PartialEq)]
@@ -171,6 +201,7 @@ pub enum Answer {
     /// It can't be taken for a reason that only the director knows; it is held and offered again after `retry_in`.
     Refused {
         key: CandidateKey,
+        why: HeldFor,
         reason: String,
         retry_in: Duration,
     },

@@ -284,6 +284,7 @@ impl Core {
     fn end_scan(&mut self, f: usize, began: super::folder::Began) {
         let now = self.now();
         let took = now.since(began.at);
+        self.scans.took.count(took);
         let cadence = self.cadence(&self.folders[f]);
         let folder = &mut self.folders[f];
         folder.last_scan = Some(began);

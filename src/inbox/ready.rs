@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::HeldFor;
 use crate::config;
 use crate::item::{ItemKind, Signature};
 use crate::units::{Bytes, Moment};
@@ -113,6 +114,7 @@ pub(super) enum Judgement {
     /// Look again then, or when an event speaks of it.
     Wait(Moment),
     Held {
+        why: HeldFor,
         reason: String,
         retry_at: Moment,
         /// It will be taken without anybody's doing.
@@ -223,7 +225,7 @@ impl Track {
             "it has {} hard links, so its producer may still be publishing it; taken within a minute",
             facts.signature.nlink
         );
-        Some(Judgement::Held { reason, retry_at, passing: true })
+        Some(Judgement::Held { why: HeldFor::HardLinks, reason, retry_at, passing: true })
     }
 
     fn judge_quiet(&self, facts: &Facts, rules: &Rules, now: Now, since: Moment) -> Option<Judgement> {
@@ -271,7 +273,7 @@ impl Track {
         if facts.signature.size < rules.min_bytes.0 {
             let size = Bytes(facts.signature.size);
             let reason = format!("it has {size} and its route asks for at least {}", rules.min_bytes);
-            return self.hold(reason, Duration::from_secs(5), now);
+            return self.hold(HeldFor::TooSmall, reason, Duration::from_secs(5), now);
         }
         if let Some(marker) = &rules.marker {
             match facts.marker {
@@ -279,7 +281,7 @@ impl Track {
                 Some(true) => {}
                 Some(false) => {
                     let reason = format!("it waits for its marker, a file of the same name with `{marker}` at its end");
-                    return self.hold(reason, Duration::from_secs(5), now);
+                    return self.hold(HeldFor::Marker, reason, Duration::from_secs(5), now);
                 }
             }
         }
@@ -290,10 +292,10 @@ impl Track {
             match said {
                 Some((of, Verdict::Passed)) if *of == facts.signature => {}
                 Some((of, Verdict::NotYet(why))) if *of == facts.signature => {
-                    refusal = Some((why.clone(), Duration::from_secs(5)));
+                    refusal = Some((need, why.clone(), Duration::from_secs(5)));
                 }
                 Some((of, Verdict::Refused(why))) if *of == facts.signature => {
-                    refusal = Some((why.clone(), REFUSED));
+                    refusal = Some((need, why.clone(), REFUSED));
                 }
                 _ => return Judgement::Need(need),
             }
@@ -303,14 +305,15 @@ impl Track {
         }
         match refusal {
             None => Judgement::Ready,
-            Some((why, again)) => self.hold(why, again, now),
+            Some((Need::Manifest, why, again)) => self.hold(HeldFor::Manifest, why, again, now),
+            Some((_, why, again)) => self.hold(HeldFor::Validator, why, again, now),
         }
     }
 
-    fn hold(&mut self, reason: String, first: Duration, now: Now) -> Judgement {
+    fn hold(&mut self, why: HeldFor, reason: String, first: Duration, now: Now) -> Judgement {
         let retry_at = now.moment + slowed(first, self.shortfalls);
         self.shortfalls += 1;
-        Judgement::Held { reason, retry_at, passing: false }
+        Judgement::Held { why, reason, retry_at, passing: false }
     }
 }
 

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::folder::{Folder, HELD, State};
 use super::scanner::Core;
-use super::{Counts, HELD_LISTED, HeldItem, ItemInfo};
+use super::{Counts, HELD_LISTED, HeldFor, HeldItem, ItemInfo, RouteCounts};
 use crate::config;
 use crate::health::{Check, What};
 use crate::units::Moment;
@@ -71,6 +71,7 @@ impl Core {
 
     fn count(&self) -> Counts {
         let mut counts = Counts { taken: self.taken, ..Counts::default() };
+        let mut held_for = [0; HeldFor::ALL.len()];
         for folder in &self.folders {
             let waiting: u64 = folder.lines.iter().map(|line| line.len() as u64 + line.beyond).sum();
             let census = &folder.census;
@@ -78,6 +79,16 @@ impl Core {
             counts.ready += folder.tally.offered as u64 + waiting;
             counts.ignored += census.ignored.len() as u64 + census.ignored_beyond;
             counts.held_total += folder.tally.held as u64 + census.held_beyond;
+            for (at, (line, of_route)) in folder.lines.iter().zip(&folder.of_routes).enumerate() {
+                counts.routes.push(RouteCounts {
+                    route: folder.router.route(at).name.clone(),
+                    arriving: of_route.settling as u64,
+                    ready: (line.offered + line.len()) as u64 + line.beyond,
+                    held: of_route.held as u64,
+                });
+            }
+            held_for.iter_mut().zip(folder.tally.held_for).for_each(|(sum, held)| *sum += held as u64);
+            held_for[HeldFor::Beyond.place()] += census.held_beyond;
             let route_of = |route: usize| Some(folder.router.route(route).name.clone());
             let listed = |before: usize, more: usize| HELD_LISTED.min(before + more);
             let held = listed(counts.held.len(), folder.tally.held);
@@ -117,6 +128,7 @@ impl Core {
                 route: None,
             }));
         }
+        counts.held_for = HeldFor::ALL.into_iter().zip(held_for).collect();
         // The table has no order of its own, and an unchanged list should be equal to itself.
         counts.held.sort_by(|a, b| (a.since, &a.key).cmp(&(b.since, &b.key)));
         counts.arriving_names.sort_by(|a, b| (a.arrived_at, &a.key).cmp(&(b.arrived_at, &b.key)));

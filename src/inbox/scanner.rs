@@ -25,7 +25,7 @@ use super::places::Watching;
 use super::ready::{Now, Origin};
 use super::report::Reported;
 use super::watch::{Happened, Hint};
-use super::{Answer, Candidate, CandidateKey, Notice, Scanner, Setup, WINDOW};
+use super::{Answer, Candidate, CandidateKey, HeldFor, Notice, ScanTimes, Scanner, Setup, WINDOW};
 use crate::config::Route;
 use crate::item::ItemName;
 use crate::units::{Clock, Moment};
@@ -48,8 +48,9 @@ pub fn start(setup: Setup) -> io::Result<Scanner> {
     let (answers, answered) = crossbeam_channel::unbounded();
     let beat = Arc::new(AtomicU64::new(millis(setup.clock.now())));
     let core = Core::new(setup, notify, beat.clone());
+    let scans = core.scans.clone();
     std::thread::Builder::new().name("inbox scanner".to_owned()).spawn(move || core.run(&answered))?;
-    Ok(Scanner { notices, answers, beat })
+    Ok(Scanner { notices, answers, scans, beat })
 }
 
 fn millis(moment: Moment) -> u64 {
@@ -94,6 +95,7 @@ pub(super) struct Core {
     pub(super) expected: HashMap<CandidateKey, u64>,
     missing: Vec<(CandidateKey, u64)>,
     pub(super) reported: Reported,
+    pub(super) scans: Arc<ScanTimes>,
     beat: Arc<AtomicU64>,
 }
 
@@ -125,6 +127,7 @@ impl Core {
             expected: HashMap::new(),
             missing: Vec::new(),
             reported: Reported::default(),
+            scans: Arc::default(),
             beat,
         };
         core.lay_out();
@@ -300,7 +303,7 @@ impl Core {
                     self.miss(f, &name);
                 }
             }
-            Answer::Refused { key, reason, retry_in } => self.take_refusal(&key, reason, retry_in),
+            Answer::Refused { key, why, reason, retry_in } => self.take_refusal(&key, why, reason, retry_in),
             Answer::Unsettled(key) => {
                 if let Some((f, name)) = self.place_of(&key) {
                     let offered = |tracked: &super::folder::Tracked| matches!(tracked.state, State::Offered { .. });
@@ -359,13 +362,14 @@ impl Core {
         }
     }
 
-    fn take_refusal(&mut self, key: &CandidateKey, reason: String, retry_in: Duration) {
+    fn take_refusal(&mut self, key: &CandidateKey, why: HeldFor, reason: String, retry_in: Duration) {
         let Some((f, name)) = self.place_of(key) else { return };
         self.departed.remove(&(f, name.to_owned()));
         let Some(tracked) = self.folders[f].items.get(name) else { return };
         let State::Offered { route, held_since } = tracked.state else { return };
         let shape = tracked.shape;
         let held = Held {
+            why,
             reason: reason.into(),
             since: held_since.unwrap_or_else(Timestamp::now),
             route: Some(route),

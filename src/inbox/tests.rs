@@ -457,7 +457,12 @@ fn a_refused_item_is_held_and_offered_again() {
     let mut world = World::new(HOUR).start();
     world.rename_in("a");
     let key = world.offer().key;
-    let refusal = |retry_in| Answer::Refused { key: key.clone(), reason: "not now".to_owned(), retry_in };
+    let refusal = |retry_in| Answer::Refused {
+        key: key.clone(),
+        why: HeldFor::Unclaimable,
+        reason: "not now".to_owned(),
+        retry_in,
+    };
     let started = jiff::Timestamp::now();
     world.answer(refusal(SOON));
     assert_eq!(world.offered_name(), "a");

@@ -7,6 +7,7 @@
 mod charts;
 mod counted;
 mod history;
+mod lag;
 mod paces;
 mod query;
 mod rebuild;
@@ -33,6 +34,7 @@ use crate::item::{JobRecord, ResultRecord};
 pub use charts::{Bucket, Seen};
 pub use counted::{Counted, Sums};
 pub use history::{Claim, Direction, Filter, History, HistoryError, OUTCOMES, Try};
+pub use lag::Lag;
 pub use paces::Pace;
 pub use query::{QueryError, Reader, ReportedPage, Wanted};
 pub use row::Row;
@@ -126,6 +128,7 @@ pub struct Entries {
     dropped: Arc<AtomicU64>,
     /// Of the last entry.
     number: Arc<AtomicU64>,
+    pub lag: Arc<Lag>,
     in_hand: counted::InHand,
 }
 
@@ -136,7 +139,9 @@ impl Entries {
         if let Entry::Claimed { record, .. } = &entry {
             self.in_hand.insert(record.id);
         }
+        self.lag.is_sent(number);
         if self.queue.len() >= ENTRIES || self.queue.send((number, entry)).is_err() {
+            self.lag.is_dropped();
             self.dropped.fetch_add(1, Ordering::Release);
         }
         number
@@ -172,6 +177,7 @@ pub fn start(setup: Setup) -> std::io::Result<Ledger> {
         orders,
         dropped: Arc::new(AtomicU64::new(0)),
         number: Arc::new(AtomicU64::new(0)),
+        lag: Arc::default(),
         in_hand: counted::InHand::default(),
     };
     let counted = Counted::default();

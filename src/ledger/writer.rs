@@ -17,7 +17,7 @@ use super::row::{Account, CLAIMED};
 use super::samples;
 use super::schema::{self, Found, Store};
 use super::tables::{Tables, nanoseconds};
-use super::{Entries, Entry, Order, Pace, Setup};
+use super::{Entries, Entry, Lag, Order, Pace, Setup};
 use crate::health::{Check, What};
 use crate::item::JobId;
 
@@ -39,6 +39,7 @@ pub(super) struct Writer {
     orders: Receiver<Order>,
     dropped: Arc<AtomicU64>,
     in_hand: InHand,
+    lag: Arc<Lag>,
     tell: Tell,
     said: Option<Check>,
     started_at: i64,
@@ -127,6 +128,7 @@ impl Writer {
             orders,
             dropped: entries.dropped.clone(),
             in_hand: entries.in_hand.clone(),
+            lag: entries.lag.clone(),
             tell,
             said: None,
             started_at: nanoseconds(Timestamp::now()).unwrap_or_default(),
@@ -151,6 +153,9 @@ impl Writer {
             self.write(batch.entries, batch.lost);
             let looked = self.look_on();
             self.tell_sums(looked);
+            if !self.lost && self.retry_at.is_none() {
+                self.lag.is_written(self.upto);
+            }
             for answer in batch.flushes {
                 let _ = answer.send(());
             }

@@ -9,7 +9,7 @@ use ulid::Ulid;
 
 use super::message::Origin;
 use super::outbox::{Order, Outbox, Parcel, Undelivered};
-use super::{Said, WAITING, command, webhook};
+use super::{Said, Sent, WAITING, command, webhook};
 use crate::config::{Notify, Target};
 use crate::units::Clock;
 
@@ -20,6 +20,7 @@ pub(super) struct Courier {
     /// What found no room on the way here.
     pub(super) dropped: Arc<AtomicU64>,
     pub(super) said: Sender<Said>,
+    pub(super) sent: Arc<Sent>,
 }
 
 impl Courier {
@@ -34,6 +35,7 @@ impl Courier {
                 closing = self.listen(&mut outbox, clock).is_none();
             }
             outbox.lost(self.dropped.swap(0, Ordering::Relaxed));
+            self.count_lost(&mut outbox);
             let Some(parcel) = outbox.next(clock.now(), closing, || Ulid::generate().to_string()) else {
                 continue;
             };
@@ -41,6 +43,7 @@ impl Courier {
             match outcome {
                 Ok(()) => {
                     outbox.sent();
+                    self.sent.sent.fetch_add(1, Ordering::Relaxed);
                     if std::mem::take(&mut wrong) {
                         let _ = self.said.send((self.notify.clone(), None));
                     }
@@ -48,6 +51,8 @@ impl Courier {
                 Err(undelivered) => {
                     let to = self.notify.to.shown();
                     let lost = outbox.failed(&undelivered, clock.now());
+                    self.sent.failed.fetch_add(1, Ordering::Relaxed);
+                    self.count_lost(&mut outbox);
                     let why = undelivered.words;
                     match lost {
                         0 => tracing::warn!(to, why, "not told; it is tried again"),
@@ -62,6 +67,10 @@ impl Courier {
                 }
             }
         }
+    }
+
+    fn count_lost(&self, outbox: &mut Outbox) {
+        self.sent.lost.fetch_add(std::mem::take(&mut outbox.given_up), Ordering::Relaxed);
     }
 
     /// Waits for orders, or until something is due. None: there will be no more.

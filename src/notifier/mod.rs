@@ -134,6 +134,18 @@ pub struct Notifier {
     told: Tally,
     said: Sender<Said>,
     heard: Receiver<Said>,
+    sent: Arc<Sent>,
+}
+
+/// How telling went so far.
+#[derive(Debug, Default)]
+pub struct Sent {
+    /// Messages that got through.
+    pub sent: AtomicU64,
+    /// Tries that failed.
+    pub failed: AtomicU64,
+    /// Happenings that were given up.
+    pub lost: AtomicU64,
 }
 
 /// What a courier says of itself: which one, and what is wrong; nothing when it gets through again.
@@ -154,7 +166,8 @@ impl Notifier {
     pub fn new(root: &Path, wanted: &[Notify]) -> Notifier {
         let (said, heard) = unbounded();
         let origin = Arc::new(Origin::new(root));
-        let mut notifier = Notifier { origin, lines: Vec::new(), at_rest: None, told: Tally::default(), said, heard };
+        let (lines, told, sent) = (Vec::new(), Tally::default(), Arc::default());
+        let mut notifier = Notifier { origin, lines, at_rest: None, told, said, heard, sent };
         notifier.reconfigure(wanted);
         notifier
     }
@@ -180,6 +193,7 @@ impl Notifier {
             orders: inbox,
             dropped: dropped.clone(),
             said: self.said.clone(),
+            sent: self.sent.clone(),
         };
         let run = move || {
             courier.run();
@@ -201,7 +215,7 @@ impl Notifier {
         for line in &self.lines {
             let of_route = |route| line.notify.routes.is_empty() || line.notify.routes.iter().any(|it| it == route);
             if line.notify.wants(topic) && route.is_none_or(of_route) {
-                line.order(Order::Tell(happening.clone()));
+                line.order(Order::Tell(happening.clone()), &self.sent);
             }
         }
     }
@@ -220,8 +234,12 @@ impl Notifier {
         let empty = Happening { at: Timestamp::now(), what: What::QueueEmpty { done, failed, cancelled } };
         let order = if at_rest { Order::Rest(Arc::new(empty)) } else { Order::Work };
         for line in self.lines.iter().filter(|line| line.notify.wants(Topic::QueueEmpty)) {
-            line.order(order.clone());
+            line.order(order.clone(), &self.sent);
         }
+    }
+
+    pub fn sent(&self) -> Arc<Sent> {
+        self.sent.clone()
     }
 
     /// Where couriers say how they are.
@@ -258,12 +276,13 @@ impl Notifier {
 }
 
 impl Line {
-    fn order(&self, order: Order) {
+    fn order(&self, order: Order, sent: &Sent) {
         let counts = matches!(order, Order::Tell(_));
         if let Err(TrySendError::Full(_)) = self.orders.try_send(order)
             && counts
         {
             self.dropped.fetch_add(1, Ordering::Relaxed);
+            sent.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

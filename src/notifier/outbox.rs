@@ -55,6 +55,8 @@ pub(super) struct Outbox {
     rest: Option<(Moment, Arc<Happening>)>,
     /// Not told, and not yet told of.
     dropped: u64,
+    /// Not told, and not yet counted.
+    pub(super) given_up: u64,
     sending: Option<Parcel>,
     tries: u32,
     retry_at: Moment,
@@ -69,6 +71,7 @@ impl Outbox {
             since: Moment::default(),
             rest: None,
             dropped: 0,
+            given_up: 0,
             sending: None,
             tries: 0,
             retry_at: Moment::default(),
@@ -86,6 +89,7 @@ impl Outbox {
     fn wait(&mut self, happening: Arc<Happening>, now: Moment) {
         if self.waiting.len() >= self.room {
             self.dropped += 1;
+            self.given_up += 1;
             return;
         }
         if self.waiting.is_empty() {
@@ -135,7 +139,9 @@ impl Outbox {
                 0
             }
             _ => {
-                let lost = self.sending.take().map_or(0, |parcel| parcel.happenings.len() as u64 + parcel.dropped);
+                let Some(Parcel { happenings, dropped, .. }) = self.sending.take() else { return 0 };
+                self.given_up += happenings.len() as u64;
+                let lost = happenings.len() as u64 + dropped;
                 self.dropped += lost;
                 lost
             }
@@ -244,5 +250,8 @@ mod tests {
         }
         outbox.lost(4);
         assert_eq!(told(outbox.next(at(1000), false, id("a"))), Some(("a".to_owned(), vec![0, 1], 7)));
+        // What was lost before it came here was counted there, and nothing is counted twice.
+        assert_eq!(std::mem::take(&mut outbox.given_up), 3);
+        assert_eq!((outbox.failed(&WRONG, at(1000)), outbox.given_up), (9, 2));
     }
 }

@@ -123,6 +123,12 @@ fn nobody_waits_for_one_who_does_not_answer() {
     assert!(began.elapsed() < Duration::from_secs(60), "those that are no longer wanted aren't waited for");
 }
 
+/// Messages sent, tries failed, happenings lost.
+fn counted(notifier: &Notifier) -> [u64; 3] {
+    let Sent { sent, failed, lost } = &*notifier.sent();
+    [sent, failed, lost].map(|count| count.load(Ordering::Relaxed))
+}
+
 #[test]
 fn a_program_is_told_on_its_stdin_and_what_it_last_said_is_told() {
     let dir = tempfile::tempdir().unwrap();
@@ -133,9 +139,11 @@ fn a_program_is_told_on_its_stdin_and_what_it_last_said_is_told() {
     notifier.stop();
     let message: Value = serde_json::from_slice(&std::fs::read(&told).unwrap()).unwrap();
     assert_eq!(message["events"][0]["device"], "GPU-1");
+    assert_eq!(counted(&notifier), [1, 0, 0]);
 
     let bad = wanted("[[notify]]\ncommand = [\"sh\", \"-c\", \"echo no mail >&2; exit 3\"]\nretries = 0\n");
     let mut notifier = Notifier::new(Path::new("/"), &bad);
     notifier.tell(cordoned("GPU-1"));
     assert_eq!(next_health(&mut notifier), (Condition::Degraded, "`sh`: exit code 3: no mail".to_owned()));
+    assert_eq!(counted(&notifier), [0, 1, 1]);
 }

@@ -21,6 +21,7 @@ use super::claim::{Claim, Undo, no_room};
 use super::cordons;
 use super::finish::{Finish, Step};
 use super::ground::Ground;
+use super::pace::Pace;
 use super::retention::Retention;
 use super::revive::{self, Revived};
 use super::shelves::{self, Shelves};
@@ -114,6 +115,7 @@ pub(super) struct Desk {
     books: Books,
     retention: Retention,
     clock: Clock,
+    pace: Arc<Pace>,
     queue: VecDeque<Task>,
     /// Results that have their name, and become durable with the next round.
     named: Vec<Op>,
@@ -157,6 +159,7 @@ impl Desk {
             books: Books::new(tally),
             retention: Retention::default(),
             clock,
+            pace: Arc::default(),
             queue: VecDeque::new(),
             named: Vec::new(),
             stalled: Vec::new(),
@@ -177,6 +180,10 @@ impl Desk {
             answers,
             stopping: false,
         })
+    }
+
+    pub(super) fn pace(&self) -> Arc<Pace> {
+        self.pace.clone()
     }
 
     /// What recovery could not finish itself.
@@ -314,6 +321,7 @@ impl Desk {
             self.tried_again(refusal);
         }
         self.tell();
+        self.pace.rounds.count(self.clock.now().since(now));
     }
 
     /// The claims and the other things of the next group.
@@ -433,7 +441,11 @@ impl Desk {
         let mut outcome = self.ground.faults.at("round.sync");
         if outcome.is_ok() {
             match how {
-                How::Whole => outcome = self.syncer.whole(),
+                How::Whole => {
+                    let began = self.clock.now();
+                    outcome = self.syncer.whole();
+                    self.pace.whole.count(self.clock.now().since(began));
+                }
                 How::Each => {
                     let (began, things) = (self.clock.now(), ops.len());
                     let chain = self.chain(ops);
@@ -441,7 +453,9 @@ impl Desk {
                     outcome = chain.and_then(|chain| {
                         self.syncer.beside(chain, || ops.retain_mut_into(|op| op.sync_each(&ground), refused)).1
                     });
-                    self.syncer.each_took(things, self.clock.now().since(began));
+                    let took = self.clock.now().since(began);
+                    self.syncer.each_took(things, took);
+                    self.pace.each.count(took);
                 }
             }
         }

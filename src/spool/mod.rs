@@ -9,6 +9,7 @@ mod finish;
 mod ground;
 mod orphans;
 mod outputs;
+mod pace;
 mod publish;
 mod record;
 mod recover;
@@ -39,6 +40,7 @@ use crate::root::Root;
 use crate::units::Clock;
 
 pub use fault_points::{FAULT_POINTS, Faults};
+pub use pace::{Pace, RoomSeen};
 pub use recover::{no_route, recover};
 pub use revive::{Place, find};
 pub use tally::Tally;
@@ -170,6 +172,7 @@ pub struct Spool {
     /// One answer a task, and health when it changes.
     pub answers: Receiver<Answer>,
     pub tally: Arc<Tally>,
+    pub pace: Arc<Pace>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -194,12 +197,13 @@ fn start_with(root: Arc<Root>, clock: Clock, backlog: Backlog, faults: Faults) -
     let tally = Arc::new(Tally::default());
     let ground = Arc::new(ground::Ground::new(root, faults)?);
     let mut desk = desk::Desk::new(ground, clock, outbox, tally.clone())?;
+    let pace = desk.pace();
     desk.take_over(backlog);
     desk.count_first();
     let run = move || desk.run(inbox);
     let thread = std::thread::Builder::new().name("gamdok-spool".to_owned()).spawn(run);
     let thread = thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
-    Ok(Spool { tasks, answers, tally, thread: Some(thread) })
+    Ok(Spool { tasks, answers, tally, pace, thread: Some(thread) })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, StatVfs};
 use rustix::io::Errno;
 
+use super::pace::RoomSeen;
 use super::record;
 use crate::health::{Check, What};
 use crate::units::Bytes;
@@ -31,6 +32,7 @@ pub(super) struct Space {
     /// A write failed for want of room since the last time there was enough.
     full: bool,
     last: Option<Check>,
+    seen: Option<Level>,
 }
 
 /// What the file system says, in bytes and nodes.
@@ -82,14 +84,15 @@ impl Space {
     pub(super) fn new(root: impl std::os::fd::AsFd) -> Result<Space, Errno> {
         let state = record::open_dir(root, ".gamdok")?;
         let ballast = rustix::fs::statat(&state, BALLAST, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        Ok(Space { state, ballast, wanted: 0, full: false, last: None })
+        Ok(Space { state, ballast, wanted: 0, full: false, last: None, seen: None })
     }
 
     /// Looks, and answers with what changed for people.
     pub(super) fn look(&mut self) -> (Room, Option<Check>) {
         let level = match rustix::fs::fstatvfs(&self.state) {
-            Ok(fs) => Level::of(&fs),
+            Ok(fs) => *self.seen.insert(Level::of(&fs)),
             Err(error) => {
+                self.seen = None;
                 let check = Check::degraded(What::Space, format!("cannot see how much room is left: {error}"));
                 return (Room::Enough, self.changed(check));
             }
@@ -110,6 +113,12 @@ impl Space {
             false => Check::degraded(What::Space, "no room for the reserve that lets finishes through a full disk"),
         };
         (Room::Enough, self.changed(check))
+    }
+
+    /// What the last look saw.
+    pub(super) fn seen(&self) -> Option<RoomSeen> {
+        let level = self.seen?;
+        Some(RoomSeen { size: level.size, free: level.free, needed: level.watermark() })
     }
 
     /// Whether the ballast is to be made.

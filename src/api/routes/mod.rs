@@ -7,6 +7,7 @@ mod control;
 mod events;
 mod items;
 mod logs;
+mod metrics;
 mod past;
 mod state;
 mod upload;
@@ -34,6 +35,7 @@ use super::feed::Feed;
 use super::guard::Guard;
 use super::tally::Tally;
 use super::{Board, Patience, Request, page};
+use crate::metrics::Metrics;
 use answer::Refused;
 
 /// What the handlers share.
@@ -42,6 +44,7 @@ pub(super) struct Shared {
     pub(super) requests: Sender<Request>,
     pub(super) ended: Arc<dyn Ended>,
     pub(super) directories: Directories,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) started: Instant,
     pub(super) feed: Arc<Feed>,
     pub(super) tally: Arc<Tally>,
@@ -102,6 +105,7 @@ pub(super) fn router(shared: Arc<Shared>, guard: Option<Guard>) -> Router {
     let tally = shared.tally.clone();
     let router = router
         .merge(page::routes())
+        .route("/metrics", get(metrics::metrics))
         .route("/v1/openapi.json", get(async move || (json, description.to_string())))
         .fallback(async || Refused::new(404, "no-such-path", "there is nothing at this path", "see /v1/openapi.json"))
         .method_not_allowed_fallback(async || {

@@ -11,6 +11,9 @@ use crate::units::Moment;
 impl Desk {
     pub(super) fn look_at_space(&mut self) -> Room {
         let (room, check) = self.space.look();
+        if let Some(seen) = self.space.seen() {
+            self.pace.saw(seen);
+        }
         check.into_iter().for_each(|check| self.answer(Answer::Health(check)));
         self.recheck_at = (!self.space.is_ok()).then(|| self.clock.now() + RECHECK);
         if self.space.is_ok() {
@@ -52,6 +55,7 @@ impl Desk {
             if self.space.is_ok() {
                 self.spares.go_on();
             }
+            self.look_at_space();
             self.look_at_strangers();
             self.books.look(shelf_dir);
             self.counting = self.books.has_work();
