@@ -89,6 +89,8 @@ pub mod state;
 #[doc(hidden)]
 pub mod sys;
 #[doc(hidden)]
+pub mod text;
+#[doc(hidden)]
 pub mod units;
 #[doc(hidden)]
 pub mod worker;

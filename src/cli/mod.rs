@@ -16,7 +16,6 @@ mod output;
 mod results;
 mod retry;
 mod run;
-mod screen;
 mod show;
 mod source;
 mod status;
