@@ -91,6 +91,8 @@ pub mod sys;
 #[doc(hidden)]
 pub mod text;
 #[doc(hidden)]
+pub mod top;
+#[doc(hidden)]
 pub mod units;
 #[doc(hidden)]
 pub mod worker;

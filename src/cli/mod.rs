@@ -20,10 +20,12 @@ mod show;
 mod source;
 mod status;
 mod table;
+mod top;
 mod trouble;
 mod wait;
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -83,6 +85,8 @@ enum Command {
     Gpus(gpus::Gpus),
     /// Show what is going on
     Status(status::Status),
+    /// Watch all of it live in the terminal, and act on it
+    Top(top::Top),
     /// List items and jobs
     List(list::List),
     /// Show one job: its attempts, its files, its outcome
@@ -123,7 +127,10 @@ pub fn main() -> ExitCode {
         Err(wrong) => return usage(&wrong, &argv),
     };
     let json = line.global.json;
-    logging::start(line.global.log_format, line.global.verbosity(&line.command));
+    // A line of the log would be written into the picture.
+    if !(matches!(line.command, Command::Top(_)) && std::io::stderr().is_terminal()) {
+        logging::start(line.global.log_format, line.global.verbosity(&line.command));
+    }
     match line.command.run(&line.global) {
         Ok(code) => ExitCode::from(code),
         Err(trouble) => trouble.tell(json),
@@ -139,6 +146,7 @@ impl Command {
             Command::Doctor(it) => it.run(global),
             Command::Gpus(it) => it.run(global),
             Command::Status(it) => it.run(global),
+            Command::Top(it) => it.run(global),
             Command::List(it) => it.run(global),
             Command::Show(it) => it.run(global),
             Command::Logs(it) => it.run(global),

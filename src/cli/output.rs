@@ -14,6 +14,12 @@ pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
+/// Whether stdout's reader wants colours, and can see them.
+pub(super) fn colours() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    is_terminal() && !unwanted && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// The columns a line may have: the terminal's, else COLUMNS. What is piped is for programs and files, and isn't cut.
 pub(super) fn width() -> usize {
     let terminal = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| size.ws_col.into());
