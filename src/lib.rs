@@ -96,6 +96,10 @@ mod symptoms;
 #[doc(hidden)]
 pub mod sys;
 #[doc(hidden)]
+pub mod text;
+#[doc(hidden)]
+pub mod top;
+#[doc(hidden)]
 pub mod trace;
 #[doc(hidden)]
 pub mod units;

@@ -11,13 +11,13 @@ use clap::Args;
 use crossbeam_channel::{Sender, bounded};
 use notify::{EventKindMask, RecursiveMode, Watcher as _};
 
-use super::screen::Screen;
 use super::source::{self, Source};
 use super::trouble::{Trouble, exit};
 use super::{Global, output};
 use crate::api::client::Client;
 use crate::api::directories;
 use crate::api::view::{Change, Shown};
+use crate::text::Screen;
 
 /// Between two questions about a busy director.
 const BREATH: Duration = Duration::from_millis(200);

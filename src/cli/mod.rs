@@ -20,17 +20,18 @@ mod report;
 mod results;
 mod retry;
 mod run;
-mod screen;
 mod show;
 mod source;
 mod stats;
 mod status;
 mod table;
+mod top;
 mod trouble;
 mod wait;
 mod window;
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -90,6 +91,8 @@ enum Command {
     Gpus(gpus::Gpus),
     /// Show what is going on
     Status(status::Status),
+    /// Watch all of it live in the terminal, and act on it
+    Top(top::Top),
     /// List items and jobs
     List(list::List),
     /// Show one job: its attempts, its files, its outcome
@@ -136,7 +139,10 @@ pub fn main() -> ExitCode {
         Err(wrong) => return usage(&wrong, &argv),
     };
     let json = line.global.json;
-    logging::start(line.global.log_format, line.global.verbosity(&line.command));
+    // A line of the log would be written into the picture.
+    if !(matches!(line.command, Command::Top(_)) && std::io::stderr().is_terminal()) {
+        logging::start(line.global.log_format, line.global.verbosity(&line.command));
+    }
     match line.command.run(&line.global) {
         Ok(code) => ExitCode::from(code),
         Err(trouble) => trouble.tell(json),
@@ -152,6 +158,7 @@ impl Command {
             Command::Doctor(it) => it.run(global),
             Command::Gpus(it) => it.run(global),
             Command::Status(it) => it.run(global),
+            Command::Top(it) => it.run(global),
             Command::List(it) => it.run(global),
             Command::Show(it) => it.run(global),
             Command::Logs(it) => it.run(global),

@@ -2,9 +2,10 @@
 //! apart; sentences at the end. A column with nothing in it isn't shown.
 
 use comfy_table::{CellAlignment, ContentArrangement, presets};
-use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::logging::plain;
+pub(super) use crate::text::{cut_end, cut_middle, wrap};
 
 /// Between two columns.
 const GAP: usize = 2;
@@ -110,68 +111,9 @@ impl Table {
     }
 }
 
-/// At most `width` columns of `text`: its beginning, `…`, and its end.
-pub(super) fn cut_middle(text: &str, width: usize) -> String {
-    if text.width() <= width {
-        return text.to_owned();
-    }
-    let room = width.saturating_sub(1);
-    let tail: String = {
-        let taken = take(text.chars().rev(), room / 2);
-        taken.chars().rev().collect()
-    };
-    let head = take(text.chars(), room - tail.width());
-    format!("{head}…{tail}")
-}
-
-/// At most `width` columns of `text`, with `…` where it goes on.
-pub(super) fn cut_end(text: &str, width: usize) -> String {
-    if text.width() <= width {
-        return text.to_owned();
-    }
-    format!("{}…", take(text.chars(), width.saturating_sub(1)))
-}
-
-/// `text` in lines of at most `width`, broken between words; each begins with `indent`.
-pub(super) fn wrap(text: &str, indent: &str, width: usize) -> String {
-    let room = width.saturating_sub(indent.width()).max(20);
-    let mut lines: Vec<String> = Vec::new();
-    for word in plain(text).split(' ') {
-        match lines.last_mut() {
-            Some(line) if line.width() + 1 + word.width() <= room => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines.iter().map(|line| format!("{indent}{line}\n")).collect()
-}
-
-fn take(chars: impl Iterator<Item = char>, width: usize) -> String {
-    let mut used = 0;
-    chars
-        .take_while(|c| {
-            used += c.width().unwrap_or(0);
-            used <= width
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_lose_their_middle_and_sentences_their_end() {
-        let check = |text: &str, width: usize, middle: &str, end: &str| {
-            assert_eq!((cut_middle(text, width).as_str(), cut_end(text, width).as_str()), (middle, end), "{text}");
-        };
-        check("recording-2026.wav", 18, "recording-2026.wav", "recording-2026.wav");
-        check("recording-2026.wav", 11, "recor…6.wav", "recording-…");
-        check("감독이름이길다.wav", 11, "감독이….wav", "감독이름이…");
-        check("abc", 1, "…", "…");
-    }
 
     #[test]
     fn a_table_fits_its_width() {

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use crate::logging::plain;
 
 #[derive(Debug, Default)]
-pub(super) struct Screen {
+pub struct Screen {
     /// The beginning of a character or of a colour that goes on in the next part.
     kept: Vec<u8>,
 }
@@ -15,7 +15,7 @@ pub(super) struct Screen {
 const LONGEST: usize = 32;
 
 impl Screen {
-    pub(super) fn show(&mut self, bytes: &[u8]) -> String {
+    pub fn show(&mut self, bytes: &[u8]) -> String {
         self.kept.extend_from_slice(bytes);
         let bytes = std::mem::take(&mut self.kept);
         let mut shown = String::with_capacity(bytes.len());
@@ -53,7 +53,7 @@ impl Screen {
     }
 
     /// What was kept, when nothing follows.
-    pub(super) fn rest(&mut self) -> String {
+    pub fn rest(&mut self) -> String {
         let kept = std::mem::take(&mut self.kept);
         kept.iter().fold(String::new(), |mut shown, byte| {
             match byte {
