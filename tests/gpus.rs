@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use serde_json::{Value, json};
-use standin::{Driver, GIB, Gpu, Host, LOST, NO_PERMISSION, StandIn, State, VERSION_MISMATCH, library};
+use standin::{Driver, GIB, Gpu, Host, LOST, NO_PERMISSION, NOT_SUPPORTED, StandIn, State, VERSION_MISMATCH, library};
 use support::{Service, World, text};
 
 const ONE: &str = "GPU-10000000-0000-0000-0000-000000000000";
@@ -814,4 +814,30 @@ fn what_a_worker_used_is_written_down() {
     let joules = attempt["energy_joules"].as_f64().expect("the energy");
     assert!((1000.0..2000.0).contains(&joules), "{joules}");
     farm.end(service);
+}
+
+#[test]
+fn what_gpus_do_is_sampled_and_what_they_can_not_say_is_absent() {
+    let busy = Gpu { util: 55, power_mw: 250_000, ..Gpu::idle(1) };
+    let silent = Gpu { errors: vec![("temperature", NOT_SUPPORTED), ("power", NOT_SUPPORTED)], ..Gpu::idle(2) };
+    let farm = Farm::new(&[busy, silent], "", "");
+    let service = farm.world.start();
+    farm.world.until("they are read", |status| {
+        let read = |n: usize| !status["devices"][n]["utilization"].is_null();
+        read(0) && read(1)
+    });
+    assert_eq!(service.stop(), 0);
+    farm.standin.assert_no_setter();
+    let ledger = rusqlite::Connection::open(farm.world.root.join(".gamdok/ledger.sqlite")).expect("the ledger");
+    let mut query = ledger
+        .prepare(
+            "SELECT id || ' ' || max(utilization_max) || ' ' || coalesce(max(temperature_max), '-') || ' '
+                 || coalesce(max(power_max), '-') || ' ' || max(memory_max)
+             FROM sample_minutes JOIN sample_devices ON device = n GROUP BY id ORDER BY id",
+        )
+        .expect("a query");
+    let rows = query.query_map([], |row| row.get(0)).expect("rows");
+    let told: Vec<String> = rows.collect::<Result<_, _>>().expect("rows");
+    let used = 4 << 20;
+    assert_eq!(told, [format!("{ONE} 55 40 250.0 {used}"), format!("{TWO} 0 - - {used}")]);
 }
