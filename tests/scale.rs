@@ -86,8 +86,12 @@ fn inverse(of: usize, modulo: usize) -> usize {
     (1..modulo).find(|candidate| of * candidate % modulo == 1).expect("they are coprime")
 }
 
+/// Without the pages of the program itself: a debug build has tens of megabytes of them.
 fn peak_memory_kib(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+    let of = |key: &str| -> u64 {
+        let line = status.lines().find(|line| line.starts_with(key)).expect(key);
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+    };
+    of("VmHWM:").saturating_sub(of("RssFile:"))
 }
