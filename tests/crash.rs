@@ -151,6 +151,10 @@ fn a_worker_that_outlives_the_director_is_ended_before_its_item_runs_again() {
     let attempts: Vec<(&Value, &Value)> =
         result["attempts"].as_array().expect("attempts").iter().map(|it| (&it["counted"], &it["reason"])).collect();
     assert_eq!(attempts, [(&json!(false), &json!("orphaned")), (&json!(true), &Value::Null)]);
+    // What the director that was killed knew of it isn't lost with it.
+    let cut = &result["attempts"][0];
+    assert_eq!(cut["devices"], json!(["cpu"]), "{cut}");
+    assert!(cut["started_at"].is_string(), "{cut}");
 }
 
 fn alive(pid: i64) -> bool {

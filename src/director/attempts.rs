@@ -151,6 +151,7 @@ impl Director {
         worker::Launch {
             job: record.id,
             attempt: n,
+            on: on.to_vec(),
             root: self.root.clone(),
             argv,
             env,

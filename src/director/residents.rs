@@ -58,6 +58,7 @@ impl Director {
             dir,
             device_locks: held.clone(),
             cpus,
+            on: on.clone(),
             devices,
             ready_timeout: route.resident.ready_timeout,
             timeout: route.timeout,

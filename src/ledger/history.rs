@@ -37,6 +37,7 @@ impl From<rusqlite::Error> for HistoryError {
 /// none and doesn't.
 const OUTCOME: &str = "CASE WHEN a.ended_at IS NULL THEN CASE WHEN j.state = 'running' THEN 'running' ELSE 'cut' END
          WHEN a.reason = 'cancelled' THEN 'cancelled'
+         WHEN a.reason = 'orphaned' THEN 'cut'
          WHEN a.reason IS NOT NULL THEN 'failed'
          WHEN a.counted THEN 'done' ELSE 'cut' END";
 

@@ -284,7 +284,13 @@ mod tests {
         let process = |pid, group, start_ticks, job| Process { pid, group, start_ticks, job, files: vec![(1, 2)] };
         let note = |boot: &str| Lock {
             held: false,
-            note: Some(LockRecord { attempt: 1, pid: 10, start_ticks: 100, boot_id: boot.to_owned() }),
+            note: Some(LockRecord {
+                attempt: 1,
+                pid: 10,
+                start_ticks: 100,
+                boot_id: boot.to_owned(),
+                ..LockRecord::default()
+            }),
             inode: (1, 2),
         };
         let check = |all: &[Process], lock: &Lock, expected: &[bool]| {

@@ -21,6 +21,7 @@ use super::orphans::{self, Home, Suspect};
 use super::record::{self, Read};
 use super::{ClaimedJob, Recovered};
 use crate::config::{Mode as RouteMode, Ready, Route, RouteKind};
+use crate::devices::DeviceId;
 use crate::item::{
     Attempt, Ending, ItemKind, ItemName, JobDir, JobId, JobRecord, Outcome, Reason, ResultRecord, escape,
 };
@@ -249,6 +250,11 @@ fn is_blank(job: BorrowedFd<'_>) -> Result<bool, Errno> {
     }
 }
 
+/// A device's id as a driver gives it: a worker may have written the note.
+fn is_plausible(device: &DeviceId) -> bool {
+    device.0.len() <= 128 && device.0.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-/.:".contains(&byte))
+}
+
 /// Moves the payload and its companions to where they came from.
 fn put_back(ground: &Ground, job: BorrowedFd<'_>) -> Result<(), Errno> {
     let folder = match rustix::fs::readlinkat(job, record::FOLDER, Vec::new()) {
@@ -307,7 +313,14 @@ fn go_on(
         // A process of its own has a log from the start; what a resident worker was handed is noted in the lock.
         && (rebooted || has_log(job, last.n)? || note.as_ref().is_some_and(|note| note.attempt == last.n))
     {
-        last.pid = note.filter(|note| note.attempt == last.n).map(|note| note.pid).or(last.pid);
+        if let Some(note) = note.filter(|note| note.attempt == last.n) {
+            last.pid = Some(note.pid);
+            let began = note.started_at.filter(|at| record.claimed_at <= *at && *at <= Timestamp::now());
+            last.started_at = last.started_at.or(began);
+            if last.devices.is_empty() && note.devices.iter().all(is_plausible) {
+                last.devices = note.devices;
+            }
+        }
         last.ended_at = Some(Timestamp::now());
         last.reason = Some(Reason::Orphaned);
         last.counted = false;

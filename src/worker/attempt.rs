@@ -109,15 +109,17 @@ impl<'a> Attempt<'a> {
             job: launch.job,
         };
         let (mut process, channel) = start.begin(&log, &lock)?;
+        let at = Timestamp::now();
         let record = LockRecord {
             attempt: launch.attempt,
             pid: process.pid(),
             start_ticks: process.start_ticks,
             boot_id: boot_id().to_owned(),
+            started_at: Some(at),
+            devices: launch.on.clone(),
         };
         let locked = lock.write(&record);
         drop(lock);
-        let at = Timestamp::now();
         (self.report.pid, self.report.started_at) = (Some(process.pid()), Some(at));
         let started = Event::Started { job: launch.job, attempt: launch.attempt, pid: Some(process.pid()), at };
         self.outbox.started(started, Instant::now());

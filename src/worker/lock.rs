@@ -6,12 +6,16 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::devices::DeviceId;
+
 /// The content of a job's `lock`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub struct LockRecord {
     pub attempt: u32,
     /// The leader of the worker's process group.
@@ -19,6 +23,11 @@ pub struct LockRecord {
     /// When it started, in clock ticks since the boot: with the boot, what tells it from a later process of that number.
     pub start_ticks: u64,
     pub boot_id: String,
+    /// What a director that is killed would else take with it: when the attempt began, and on what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceId>,
 }
 
 impl LockRecord {
@@ -111,7 +120,13 @@ mod tests {
         assert_eq!(LockRecord::read(dir.path()).unwrap(), None);
         let Taken::Yes(lock) = JobLock::take(dir.path()).unwrap() else { panic!("free") };
         let copy = lock.file().try_clone().unwrap();
-        let record = |attempt, pid| LockRecord { attempt, pid, start_ticks: 5, boot_id: boot_id().to_owned() };
+        let record = |attempt, pid| LockRecord {
+            attempt,
+            pid,
+            start_ticks: 5,
+            boot_id: boot_id().to_owned(),
+            ..LockRecord::default()
+        };
         lock.write(&record(1, 1_000_000)).unwrap();
         lock.write(&record(2, 7)).unwrap();
         drop(lock);

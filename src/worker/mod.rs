@@ -54,6 +54,8 @@ pub const SPLIT_DIR: &str = "split";
 pub struct Launch {
     pub job: JobId,
     pub attempt: u32,
+    /// The devices of its lease.
+    pub on: Vec<crate::devices::DeviceId>,
     /// What all paths here are below.
     pub root: Arc<Root>,
     /// Program and arguments, placeholders filled in. The program is looked up in the environment's PATH.

@@ -34,6 +34,8 @@ pub struct ResidentLaunch {
     pub dir: PathBuf,
     pub device_locks: Vec<Arc<OwnedFd>>,
     pub cpus: Vec<usize>,
+    /// The devices of its lease.
+    pub on: Vec<crate::devices::DeviceId>,
     /// The UUIDs it was given, to hold what it says against; empty on the CPU.
     pub devices: Vec<String>,
     pub ready_timeout: Duration,

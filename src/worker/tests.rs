@@ -51,6 +51,7 @@ impl Job {
         let launch = Launch {
             job,
             attempt: 1,
+            on: Vec::new(),
             root: Arc::new(Root::open(&path).unwrap()),
             argv: argv.iter().map(OsString::from).collect(),
             env: inherited.chain(own.map(|(key, value)| (key.into(), value))).collect(),

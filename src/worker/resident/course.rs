@@ -140,7 +140,14 @@ impl<'a> Course<'a> {
             stopped: Vec::new(),
             answered: VecDeque::new(),
             between,
-            record: LockRecord { attempt: 0, pid: 0, start_ticks: 0, boot_id: boot_id().to_owned() },
+            record: LockRecord {
+                attempt: 0,
+                pid: 0,
+                start_ticks: 0,
+                boot_id: boot_id().to_owned(),
+                started_at: None,
+                devices: Vec::new(),
+            },
             logged: 0,
             talks: false,
             unread: false,
@@ -374,13 +381,14 @@ impl<'a> Course<'a> {
                 continue;
             }
             // Before it is handed over: the next start then knows that the attempt began.
-            let record = LockRecord { attempt: task.attempt, ..self.record.clone() };
+            let at = Timestamp::now();
+            let devices = self.launch.on.clone();
+            let record = LockRecord { attempt: task.attempt, started_at: Some(at), devices, ..self.record.clone() };
             if let Err(error) = lock::note(&task.dir, &record) {
                 self.report(Report { end: End::Io(format!("cannot write the job's lock: {error}")), ..unbegun(&task) });
                 continue;
             }
             let mut outbox = Outbox::new(self.events.clone(), task.job, task.attempt);
-            let at = Timestamp::now();
             let pid = self.farewell.pid.unwrap_or(0);
             outbox.started(Event::Started { job: task.job, attempt: task.attempt, pid: Some(pid), at }, Instant::now());
             items.push(InFlight { task, outbox, said: None });
