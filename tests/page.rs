@@ -64,6 +64,14 @@ fn a_person_sees_what_happens_acts_and_a_restart_is_survived() {
     world.drop_file("held", b"x");
     browser.picture("wide-light-running");
 
+    // The focus stays where it is, whatever is drawn anew around it or in its place.
+    browser.eval("[...document.querySelectorAll('#queue tbody tr')].pop().querySelector('[data-act=cancel]').focus()");
+    for n in 0..3 {
+        world.drop_file(format!("slow-focus-{n}"), b"x");
+    }
+    browser.until("they are shown", "document.querySelectorAll('#queue tbody tr').length >= 10");
+    assert_eq!(browser.eval("document.activeElement.dataset.act"), json!("cancel"));
+
     // An item's own view, its log as it grows, by the keyboard alone.
     browser.eval("document.querySelector('.tile.leased li button.name').focus()");
     browser.press("Enter", "Enter", 13);
@@ -72,6 +80,7 @@ fn a_person_sees_what_happens_acts_and_a_restart_is_survived() {
     browser.picture("wide-light-job");
     browser.press("Escape", "Escape", 27);
     browser.until("it closes", "document.querySelector('#job[open]') === null");
+    browser.until("the focus is back", "document.activeElement.classList.contains('name')");
 
     // An action that hurts is asked first, and works.
     browser.eval("document.querySelector('[data-act=drain]').click()");
@@ -85,17 +94,18 @@ fn a_person_sees_what_happens_acts_and_a_restart_is_survived() {
     assert_eq!(world.status()["state"], "paused");
     browser.eval("document.querySelector('[data-act=resume]').click()");
     browser.until("running again", "document.getElementById('state').textContent === 'running'");
-    browser.eval("[...document.querySelectorAll('.tile')].pop().querySelector('[data-act=cordon]').click()");
+    browser.eval("{ const it = [...document.querySelectorAll('.tile')].pop().querySelector('[data-act=cordon]'); it.focus(); it.click(); }");
     browser.until("it asks", "document.querySelector('#ask[open]') !== null");
     browser.eval("document.querySelector('#ask button[value=yes]').click()");
     browser.until("cordoned", "[...document.querySelectorAll('.tile')].pop().textContent.includes('cordoned by hand')");
+    browser.until("the focus is on what undoes it", "document.activeElement.textContent === 'Uncordon'");
 
     fs::write(world.scratch("gate"), "").expect("open the gate");
     browser.until(
         "a failure with its last lines",
         "document.querySelector('#failed pre')?.textContent.includes('no header')",
     );
-    world.until("all have ended", |status| status["counts"]["done"] == 6 && status["counts"]["failed"] == 1);
+    world.until("all have ended", |status| status["counts"]["done"] == 9 && status["counts"]["failed"] == 1);
     browser.until("the queue is empty", "document.querySelector('#queue .empty') !== null");
     browser.until("the timeline", "document.querySelectorAll('.strip button.done').length >= 5");
     browser.until("a failed one is marked", "document.querySelector('.strip button.failed') !== null");
@@ -120,7 +130,7 @@ fn a_person_sees_what_happens_acts_and_a_restart_is_survived() {
     let service = world.start();
     browser.until("it is back", "document.getElementById('link').hidden === true");
     world.drop_file("after", b"x");
-    browser.until("what happens since", "document.getElementById('summary').textContent.includes('7 done')");
+    browser.until("what happens since", "document.getElementById('summary').textContent.includes('10 done')");
     assert_eq!(browser.eval("document.title.includes('broken')"), json!(false));
     assert_eq!(service.stop(), 0);
 }

@@ -22,9 +22,9 @@ export async function drain() {
   if (await confirm("End the director?", means, "Drain")) await attempt("Draining.", "/v1/drain");
 }
 
-export async function cordon(device) {
+export async function cordon(device, name) {
   const means = "It takes no more work until it is uncordoned; what runs on it goes on.";
-  if (await confirm(`Cordon ${device}?`, means, "Cordon")) await attempt("Cordoned.", "/v1/cordon", { device });
+  if (await confirm(`Cordon ${name}?`, means, "Cordon")) await attempt("Cordoned.", "/v1/cordon", { device });
 }
 
 export const uncordon = (device) => attempt("It takes work again.", "/v1/uncordon", { device });

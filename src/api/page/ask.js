@@ -1,6 +1,6 @@
 // What the page asks a person, and what it tells in passing.
 
-import { $, h } from "./dom.js";
+import { $, goBack, h, place } from "./dom.js";
 
 /** Asks before something hurts; true when it was meant. */
 export function confirm(what, means, word) {
@@ -40,9 +40,14 @@ export function token(wrong) {
 }
 
 function open(dialog, form, ended) {
+  const was = place();
   dialog.returnValue = "";
   dialog.replaceChildren(form);
-  dialog.addEventListener("close", ended, { once: true });
+  const close = () => {
+    goBack(was);
+    ended();
+  };
+  dialog.addEventListener("close", close, { once: true });
   if (!dialog.open) dialog.showModal();
 }
 

@@ -48,8 +48,8 @@ function tile(device, running, workers) {
       { class: "foot" },
       h("span", {}, slots(device)),
       cordoned(device)
-        ? h("button", { class: "small", "data-act": "uncordon", onclick: () => act.uncordon(device.id) }, "Uncordon")
-        : h("button", { class: "small", "data-act": "cordon", onclick: () => act.cordon(device.id) }, "Cordon"),
+        ? h("button", { class: "small", "data-act": "cordon", onclick: () => act.uncordon(device.id) }, "Uncordon")
+        : h("button", { class: "small", "data-act": "cordon", onclick: () => act.cordon(device.id, title) }, "Cordon"),
     ),
   );
 }

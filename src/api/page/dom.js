@@ -17,11 +17,26 @@ export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Where the focus is, to be found again when that is drawn anew: in which list, in which of its rows, on what. */
+export function place() {
+  const active = document.activeElement;
+  const row = active?.closest("[data-key]");
+  return row && active.dataset.act ? { list: row.parentElement, key: row.dataset.key, act: active.dataset.act } : null;
+}
+
+/** Puts the focus back, where nothing else has got it meanwhile. */
+export function goBack(was) {
+  if (!was || (document.activeElement && document.activeElement !== document.body)) return;
+  const row = [...was.list.children].find((child) => child.dataset.key === was.key);
+  row?.querySelector(`[data-act="${CSS.escape(was.act)}"]`)?.focus();
+}
+
 /**
  * Makes the children of `parent` those of `items`, in their order. A child is kept as long as its key and its `stamp` (what
- * it shows) stay: the focus stays with it.
+ * it shows) stay; the focus stays where it is also when its row is moved or drawn anew.
  */
 export function sync(parent, items, key, stamp, make) {
+  const was = parent.contains(document.activeElement) ? place() : null;
   const known = new Map();
   for (const child of parent.children) known.set(child.dataset.key, child);
   let at = parent.firstElementChild;
@@ -34,10 +49,8 @@ export function sync(parent, items, key, stamp, make) {
       fresh.dataset.key = id;
       fresh.dataset.stamp = shown;
       if (child) {
-        const held = child.contains(document.activeElement) && document.activeElement.dataset.act;
-        if (child === at) at = child.nextElementSibling;
+        if (child === at) at = fresh;
         child.replaceWith(fresh);
-        if (held) fresh.querySelector(`[data-act="${held}"]`)?.focus();
       }
       child = fresh;
     }
@@ -45,6 +58,7 @@ export function sync(parent, items, key, stamp, make) {
     else at = at.nextElementSibling;
   }
   for (const child of known.values()) child.remove();
+  goBack(was);
 }
 
 export const $ = (id) => document.getElementById(id);

@@ -2,7 +2,7 @@
 
 import * as act from "./act.js";
 import { follow, get } from "./api.js";
-import { $, h } from "./dom.js";
+import { $, goBack, h, place } from "./dom.js";
 import { bytes, clock, span } from "./words.js";
 
 /** So much of a log is kept on the page. */
@@ -10,11 +10,13 @@ const KEPT = 256 * 1024;
 const ENDED = ["done", "failed", "cancelled"];
 let shown = null; // the item's name to the director
 let state = ""; // where it stood when it was read
+let was = null; // where the focus was before
 let cut = null; // ends the following of its log
 
 export function openJob(name) {
   shown = name;
   const dialog = $("job");
+  if (!dialog.open) was = place();
   dialog.replaceChildren(h("h2", { id: "job-name" }, "…"));
   if (!dialog.open) dialog.showModal();
   return refresh();
@@ -106,4 +108,5 @@ async function tail(name, it, log) {
 $("job").addEventListener("close", () => {
   shown = null;
   cut?.abort();
+  goBack(was);
 });

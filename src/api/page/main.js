@@ -20,7 +20,7 @@ const HISTORY = 15_000;
 const SOON = 2_000;
 
 const state = {
-  director: "", version: "", root: "", started: 0,
+  linked: true, director: "", version: "", root: "", started: 0,
   counts: {}, devices: [], running: new Map(), residents: [], health: new Map(), live: new Map(), failed: [],
 };
 
@@ -47,8 +47,8 @@ function draw(...parts) {
 
 function head() {
   const badge = $("state");
-  badge.className = `badge ${state.director}`;
-  say(badge, state.director || "…");
+  badge.className = `badge ${state.linked ? state.director : "unknown"}`;
+  say(badge, state.linked ? state.director || "…" : "not reachable");
   say($("root"), state.root);
   document.title = `${state.counts.failed ? `(${state.counts.failed} failed) ` : ""}gamdok · ${state.director}`;
   const { running = 0, retrying = 0, claimed = 0, ready = 0, arriving = 0, held = 0, done = 0, failed = 0, cancelled = 0 } = state.counts;
@@ -171,6 +171,8 @@ setInterval(() => draw("timeline"), 5000);
 setInterval(() => readHistory(0), HISTORY);
 events((event, data) => on[event]?.(data), (wrong) => {
   const link = $("link");
+  state.linked = !wrong;
+  draw("head");
   link.hidden = !wrong;
   say(link, wrong || "");
 });

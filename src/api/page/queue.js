@@ -26,14 +26,23 @@ export function show(state) {
     sync(body, [words], () => "empty", (it) => it, (it) => h("tr", {}, h("td", { colspan: 5, class: "empty" }, it)));
   } else {
     const began = (row) => state.running.get(row.id)?.started_at || row.arrived_at;
-    sync(body, rows, key, (row) => JSON.stringify([row, began(row)]), (row) => line(row, began(row)));
+    sync(body, rows, key, (row) => JSON.stringify([row, began(row)]), (row) => line(row, began(row), state.devices));
   }
   const counted = ORDER.reduce((sum, word) => sum + (state.counts[word] || 0), 0);
   const more = (wanted || part ? all.length : Math.max(counted, all.length)) - rows.length;
   say($("queue-more"), more > 0 ? `and ${count(more, "more", "more")}; ask for a state or a part of a name` : "");
 }
 
-function line(row, began) {
+/** Devices as people call them. */
+function on(ids, devices) {
+  const name = (id) => {
+    const index = devices.find((device) => device.id === id)?.index;
+    return index == null ? id : `GPU ${index}`;
+  };
+  return `runs on ${ids.map(name).join(", ")}`;
+}
+
+function line(row, began, devices) {
   const can = row.state !== "arriving" || row.id;
   return h(
     "tr",
@@ -45,7 +54,7 @@ function line(row, began) {
       h("span", { class: "route" }, [row.folder && `${row.folder}/`, row.route].filter(Boolean).join(" · ")),
     ),
     h("td", {}, h("span", { class: `badge ${row.state}` }, row.state), row.attempts > 1 && ` attempt ${row.attempts}`),
-    h("td", {}, row.reason || (row.state === "running" ? row.devices.join(", ") : ""), range(row)),
+    h("td", {}, row.reason || (row.state === "running" && row.devices.length > 0 ? on(row.devices, devices) : ""), range(row)),
     h("td", { title: clock(began) }, h("span", { "data-since": began || "" }, since(began))),
     h("td", {}, can && h("button", { class: "small danger", "data-act": "cancel", onclick: () => act.cancel(row) }, "Cancel")),
   );
