@@ -35,6 +35,9 @@ pub(super) fn masked(config: &Config) -> Value {
         mask_arguments(&mut route["command"]);
         mask_arguments(&mut route["ready"]["validator"]);
     }
+    for notify in value["notify"].as_array_mut().into_iter().flatten() {
+        mask_arguments(&mut notify["command"]);
+    }
     value
 }
 
@@ -109,6 +112,10 @@ mod tests {
             name = "a"
             command = ["run", "{item}", "--token", "s3cret-a", "--password=s3cret-b", "--url=https://me:s3cret-c@host/x", "--fast"]
             env = { HF_TOKEN = "s3cret-d", DATABASE = "pg://me:s3cret-e@host/db", OMP_NUM_THREADS = "4" }
+            [[notify]]
+            command = ["tell", "--token=s3cret-f"]
+            [[notify]]
+            url = "https://hooks.example.org/s3cret-g"
         "#;
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("gamdok.toml");

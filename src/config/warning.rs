@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::shown;
 use super::template;
-use super::{Backend, Config, Route, RouteKind};
+use super::{Backend, Config, Route, RouteKind, Target};
 use crate::item::escape;
 
 /// Something to mend that stops nobody.
@@ -40,6 +40,21 @@ impl Config {
                     warnings.push(format!("`token_file` in [api]: others can read `{}`: chmod 600 it", shown(file)));
                 }
                 Ok(_) => {}
+            }
+        }
+        for (at, notify) in self.notify.iter().enumerate() {
+            if let Target::Webhook { secret_file: Some(file), .. } = &notify.to {
+                let trouble = match std::fs::read_to_string(file) {
+                    Ok(text) if text.trim().is_empty() => Some("it is empty".to_owned()),
+                    Ok(_) => None,
+                    Err(error) => Some(error.to_string()),
+                };
+                if let Some(trouble) = trouble {
+                    let (file, nth) = (shown(file), at + 1);
+                    warnings.push(format!(
+                        "`secret_file` in notify {nth}: `{file}`: {trouble}; nothing is sent without it"
+                    ));
+                }
             }
         }
         let mut above = Above::default();

@@ -77,9 +77,33 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Asked<T
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Answer<Asked<T>> {
+        // Read leniently another name would come out of it, and nobody would hear of that.
+        if !is_utf8(parts.uri.query().unwrap_or_default()) {
+            return Err(Refused::bad("the query isn't UTF-8: its parts are texts, percent-encoded"));
+        }
         let parsed: Result<Query<T>, QueryRejection> = Query::from_request_parts(parts, state).await;
         parsed.map(|Query(query)| Asked(query)).map_err(|wrong| Refused::bad(wrong.body_text()))
     }
+}
+
+/// Whether what is percent-encoded there makes UTF-8.
+fn is_utf8(query: &str) -> bool {
+    let mut bytes = Vec::with_capacity(query.len());
+    let mut rest = query.as_bytes();
+    while let Some((&byte, behind)) = rest.split_first() {
+        let code = std::str::from_utf8(behind.get(..2).unwrap_or_default()).ok();
+        match code.filter(|_| byte == b'%').and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(code) => {
+                bytes.push(code);
+                rest = &behind[2..];
+            }
+            None => {
+                bytes.push(byte);
+                rest = behind;
+            }
+        }
+    }
+    std::str::from_utf8(&bytes).is_ok()
 }
 
 /// The item named in the path, or what is wrong with it.
@@ -155,4 +179,21 @@ pub(super) async fn drain(body: Body) {
         }
     };
     let _late = tokio::time::timeout(DRAIN_TIME, read).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_percent_encoded_is_utf8_or_refused() {
+        let check = |query: &str, expected: bool| assert_eq!(is_utf8(query), expected, "{query}");
+        check("", true);
+        check("name=a%20b&folder=x", true);
+        check("name=%C3%A9", true);
+        check("name=%ff.wav", false);
+        check("name=%C3", false);
+        check("name=100%", true);
+        check("name=%zz%f", true);
+    }
 }
