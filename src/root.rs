@@ -8,12 +8,14 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::item::escape;
+use crate::proc::ProcStat;
 
 /// The layout that this program writes and understands.
 const VERSION: u32 = 1;
@@ -276,7 +278,7 @@ impl Root {
                 .map_err(failed)?;
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(self.held(&mut file)),
+                Err(Errno::WOULDBLOCK) => self.wait_for_last_copy(&mut file)?,
                 Err(error) => return Err(failed(error.into())),
             }
             let same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
@@ -292,13 +294,28 @@ impl Root {
         Err(failed(io::Error::other("the lock file keeps being replaced")))
     }
 
-    fn held(&self, file: &mut File) -> RootError {
-        let mut text = String::new();
-        let _ = file.rewind().and_then(|()| file.take(32).read_to_string(&mut text));
-        let by = match text.trim().parse::<u32>() {
-            Ok(pid) => format!("another director (process {pid})"),
-            Err(_) => "another director".to_owned(),
-        };
+    /// Of a director that was killed a child may hold the lock for a moment, until it runs its program: between the two it
+    /// has all that the director had open.
+    fn wait_for_last_copy(&self, file: &mut File) -> Result<(), RootError> {
+        let until = Instant::now() + LAST_COPY;
+        loop {
+            let pid = holder_in(file);
+            let runs = |pid: u32| ProcStat::read(pid.cast_signed()).is_some_and(|stat| !stat.is_dead());
+            let is_gone = pid.is_some_and(|pid| !runs(pid));
+            if !is_gone || until <= Instant::now() {
+                return Err(self.held(pid));
+            }
+            std::thread::park_timeout(LAST_COPY / 100);
+            match rustix::fs::flock(&*file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(()),
+                Err(Errno::WOULDBLOCK) => {}
+                Err(_) => return Err(self.held(pid)),
+            }
+        }
+    }
+
+    fn held(&self, pid: Option<u32>) -> RootError {
+        let by = pid.map_or_else(|| "another director".to_owned(), |pid| format!("another director (process {pid})"));
         RootError {
             kind: Kind::Held,
             message: format!("{by} already runs on the root `{}`", shown(&self.path)),
@@ -425,6 +442,16 @@ impl Root {
 }
 
 /// Where an item moves, in this order.
+/// How long such a child may take: it only has to be scheduled.
+const LAST_COPY: Duration = Duration::from_secs(5);
+
+/// Who wrote itself into the lock file.
+fn holder_in(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.rewind().and_then(|()| file.take(32).read_to_string(&mut text)).ok()?;
+    text.trim().parse().ok()
+}
+
 const PLACES: [&str; 4] = ["inbox", "claimed", "done", "failed"];
 
 /// What the root's file system can do.
@@ -652,6 +679,30 @@ mod tests {
             over.store(true, std::sync::atomic::Ordering::Relaxed);
             assert_eq!(missed, 0);
         });
+    }
+
+    #[test]
+    fn a_lock_that_only_a_dying_child_of_a_killed_director_holds_is_waited_for() {
+        let temp = tempfile::tempdir().unwrap();
+        Root::init(temp.path()).unwrap();
+        let root = Root::open(temp.path()).unwrap();
+        let mut gone = std::process::Command::new("true").spawn().unwrap();
+        let pid = gone.id();
+        gone.wait().unwrap();
+        let file = File::create(root.lock_file()).unwrap();
+        writeln!(&file, "{pid}").unwrap();
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).unwrap();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| root.lock().map(drop));
+            // However late it is let go of, as long as that is soon.
+            std::thread::park_timeout(LAST_COPY / 50);
+            drop(file);
+            assert!(waits.join().unwrap().is_ok());
+        });
+        // Of one that lives the lock is final, and told at once.
+        let _guard = root.lock().unwrap();
+        let error = root.lock().unwrap_err();
+        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
     }
 
     #[test]

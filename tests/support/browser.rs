@@ -1,7 +1,7 @@
 //! A headless Chromium, spoken to over its DevTools pipe (<https://chromedevtools.github.io/devtools-protocol>): descriptors
 //! 3 and 4, JSON messages that end with a NUL.
 
-#![allow(unreachable_pub, reason = "a part of one test")]
+#![allow(dead_code, unreachable_pub, reason = "each test and comparison uses its own part")]
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Write as _};
