@@ -1,5 +1,5 @@
-//! `gamdok top`: the live view in a terminal. Facts and keys come in through one channel, [`app::App`] decides what they
-//! mean, [`draw`] shows it; both are pure. Threads at the edge read the director, the keys and a log, and ask for what a
+//! `gamdok top`: the live view in a terminal. Facts and keys come in through one channel, `app::App` decides what they
+//! mean, `draw` shows it; both are pure. Threads at the edge read the director, the keys and a log, and ask for what a
 //! person wants. Nothing here is drawn unless something changed or a second has passed.
 
 mod app;
