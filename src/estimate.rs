@@ -51,7 +51,7 @@ impl Paces {
 }
 
 /// The nearest rank: the least value with at least `percent` of all at or below it.
-fn quantile(sorted: &[Duration], percent: usize) -> Option<Duration> {
+pub fn quantile<T: Copy>(sorted: &[T], percent: usize) -> Option<T> {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied()
 }
@@ -332,6 +332,15 @@ mod tests {
         check("1", "", "a/2 a", "? ? | 0-0 10-20");
         check("1*100", "", "a/1/200", "? ?");
         check("", "", "a a/0", "? ? | 0-0 10-20");
+    }
+
+    #[test]
+    fn a_quantile_is_one_of_the_values() {
+        let check = |values: &[f64], percent, expected| assert_eq!(quantile(values, percent), expected, "{values:?}");
+        check(&[], 50, None);
+        check(&[3.0], 95, Some(3.0));
+        check(&[1.0, 2.0, 3.0, 4.0], 50, Some(2.0));
+        check(&[1.0, 2.0, 3.0, 4.0], 95, Some(4.0));
     }
 
     #[test]

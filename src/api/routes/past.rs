@@ -13,6 +13,7 @@ use utoipa::IntoParams;
 use super::answer::{Answer, Asked, Refused, blocking};
 use super::{Context, Shared};
 use crate::api::shapes::{AttemptView, Attempts, ErrorBody, Trend, TrendBucket};
+use crate::estimate::quantile;
 use crate::ledger::{Direction, Filter, History, HistoryError};
 
 /// Attempts of one answer.
@@ -122,8 +123,8 @@ pub(super) async fn trend(State(shared): Context, Asked(query): Asked<TrendQuery
             let mut waits = Vec::new();
             history.each_wait(edge[0], edge[1], |_, seconds| waits.push(seconds)).map_err(wrong)?;
             waits.sort_unstable_by(f64::total_cmp);
-            bucket.waited_p50_s = quantile(&waits, 0.5);
-            bucket.waited_p95_s = quantile(&waits, 0.95);
+            bucket.waited_p50_s = quantile(&waits, 50);
+            bucket.waited_p95_s = quantile(&waits, 95);
         }
         Ok(Trend { buckets, whole: true })
     });
@@ -140,24 +141,4 @@ fn history(shared: &Arc<Shared>) -> Option<History> {
 
 fn wrong(error: HistoryError) -> Refused {
     Refused::new(500, "ledger", error.to_string(), "ask again; the ledger mends itself from the directories")
-}
-
-/// The smallest value that at least this part of them doesn't exceed; none of none.
-fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
-    let at = (part * sorted.len() as f64).ceil() as usize;
-    sorted.get(at.saturating_sub(1)).copied()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quantile_is_one_of_the_values() {
-        let check = |values: &[f64], part, expected| assert_eq!(quantile(values, part), expected, "{values:?} {part}");
-        check(&[], 0.5, None);
-        check(&[3.0], 0.95, Some(3.0));
-        check(&[1.0, 2.0, 3.0, 4.0], 0.5, Some(2.0));
-        check(&[1.0, 2.0, 3.0, 4.0], 0.95, Some(4.0));
-    }
 }
