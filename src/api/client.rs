@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::view::Change;
 use super::{Refusal, SOCKET, socket};
 
 /// Longer than the server lets anything take.
@@ -67,13 +68,18 @@ impl Client {
 
     /// Reads `path`, with its query.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.ask(Method::GET, path, Vec::new())
+        self.ask(Method::GET, path, Vec::new(), PATIENCE_TO_READ)
+    }
+
+    /// Waits until something newer than publication `after` is there, for so many seconds.
+    pub fn changed(&self, after: u64, seconds: u64) -> Result<Change, ClientError> {
+        self.ask(Method::GET, &format!("/v1/changes?after={after}&timeout={seconds}"), Vec::new(), PATIENCE)
     }
 
     /// Sends `body` to `path`.
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::Lost(error.to_string()))?;
-        self.ask(Method::POST, path, body)
+        self.ask(Method::POST, path, body, PATIENCE)
     }
 
     /// Lets `span` pass: between questions that would else be asked in a tight loop.
@@ -82,11 +88,14 @@ impl Client {
         self.runtime.block_on(async { tokio::time::sleep(span).await });
     }
 
-    fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<T, ClientError> {
+    fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+        patience: Duration,
+    ) -> Result<T, ClientError> {
         let stream = self.stream()?;
-        // One that waits for changes waits on purpose.
-        let waits = method != Method::GET || path.starts_with("/v1/changes");
-        let patience = if waits { PATIENCE } else { PATIENCE_TO_READ };
         let lost = |error: &dyn std::fmt::Display| ClientError::Lost(error.to_string());
         let exchange = async {
             stream.set_nonblocking(true).map_err(|error| lost(&error))?;

@@ -16,7 +16,7 @@ use super::trouble::{Trouble, exit};
 use super::{Global, output};
 use crate::api::client::Client;
 use crate::api::directories;
-use crate::api::view::{Change, Shown};
+use crate::api::view::Shown;
 use crate::text::Screen;
 
 /// Between two questions about a busy director.
@@ -224,7 +224,7 @@ fn watch_director(root: &Path, tell: Sender<Told>) -> Option<std::thread::JoinHa
     let client = Client::connect(root).ok()?;
     let watch = move || {
         let mut after = 0;
-        while let Ok(change) = client.get::<Change>(&format!("/v1/changes?after={after}")) {
+        while let Ok(change) = client.changed(after, 60) {
             after = change.number;
             if tell.try_send(Told::Changed).is_err_and(|wrong| wrong.is_disconnected()) {
                 return;

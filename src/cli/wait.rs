@@ -74,7 +74,7 @@ fn all(source: &Source) -> Result<Vec<Listed>, Trouble> {
     let bar = Bar::new();
     let mut after = 0;
     loop {
-        let change: Change = match client.get(&changes(after, begun)) {
+        let change: Change = match client.changed(after, patience(begun)) {
             Ok(change) => change,
             Err(wrong) => return Err(left(wrong)),
         };
@@ -133,7 +133,7 @@ fn these(source: &Source, names: &[String]) -> Result<Vec<Listed>, Trouble> {
     let total = open.len() as u64;
     let mut after = 0;
     while !open.is_empty() {
-        let change: Change = client.get(&changes(after, begun)).map_err(left)?;
+        let change: Change = client.changed(after, patience(begun)).map_err(left)?;
         after = change.number;
         let mut still = Vec::new();
         for row in open {
@@ -196,9 +196,8 @@ fn left(wrong: ClientError) -> Trouble {
 }
 
 /// The first questions are answered soon, since unseen items may keep no director busy.
-fn changes(after: u64, begun: Instant) -> String {
-    let timeout = if begun.elapsed() < UNSEEN { 1 } else { 60 };
-    format!("/v1/changes?after={after}&timeout={timeout}")
+fn patience(begun: Instant) -> u64 {
+    if begun.elapsed() < UNSEEN { 1 } else { 60 }
 }
 
 /// A bar on a terminal; nothing elsewhere.

@@ -13,7 +13,7 @@ use crate::api::directories::Directories;
 use crate::api::ended::Query;
 use crate::api::reference;
 use crate::api::shapes::Page;
-use crate::api::view::{Change, Listed, Shown, Status};
+use crate::api::view::{Listed, Shown, Status};
 use crate::api::{DeviceBody, JobsBody};
 use crate::config::Config;
 
@@ -40,8 +40,7 @@ impl Source {
     /// Waits until something newer than `after` is published, for a moment at most: a director that took another's
     /// place in between counts from the beginning.
     pub(super) fn changed(&self, client: &Client, after: u64) -> Result<u64, ClientError> {
-        let change: Change = client.get(&format!("/v1/changes?after={after}&timeout=2"))?;
-        Ok(change.number)
+        client.changed(after, 2).map(|change| change.number)
     }
 
     /// All that is shown. What failed is read again when the counts of what has ended aren't those of `before`.
