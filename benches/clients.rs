@@ -113,20 +113,8 @@ fn published(clients: usize) -> f64 {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::create_dir_all(folder.path().join(".gamdok")).expect("a root");
     let status = |number: u64| Status {
-        version: String::new(),
-        pid: None,
-        root: String::new(),
-        mode: HostMode::Sim,
-        state: DirectorState::Running,
-        uptime_s: None,
         counts: Counts { done: number, ..Counts::default() },
-        devices: Vec::new(),
-        running: Vec::new(),
-        residents: Vec::new(),
-        held: Vec::new(),
-        health: Vec::new(),
-        counters: Default::default(),
-        api: None,
+        ..Status::empty(String::new(), HostMode::Sim, DirectorState::Running)
     };
     let view =
         |number: u64, live: Vec<Listed>| View { number, status: status(number), live, tallies: Default::default() };

@@ -389,22 +389,9 @@ impl Directories {
 
     /// `status` without a director.
     pub fn status(&self, config: Option<&Config>) -> io::Result<Status> {
-        Ok(Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: None,
-            root: path_text(&self.root),
-            mode: host_mode(config.map_or(Backend::Auto, |config| config.devices.backend)),
-            state: DirectorState::Stopped,
-            uptime_s: None,
-            counts: self.counts()?,
-            devices: Vec::new(),
-            running: Vec::new(),
-            residents: Vec::new(),
-            held: self.held()?,
-            health: Vec::new(),
-            counters: Counters::default(),
-            api: None,
-        })
+        let mode = host_mode(config.map_or(Backend::Auto, |config| config.devices.backend));
+        let (counts, held) = (self.counts()?, self.held()?);
+        Ok(Status { counts, held, ..Status::empty(path_text(&self.root), mode, DirectorState::Stopped) })
     }
 
     /// As many of what can't be taken as a director lists.

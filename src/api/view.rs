@@ -49,6 +49,28 @@ pub struct Status {
     pub api: Option<super::tally::ApiView>,
 }
 
+impl Status {
+    /// Of a root of which nothing is known yet.
+    pub fn empty(root: String, mode: HostMode, state: DirectorState) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: None,
+            root,
+            mode,
+            state,
+            uptime_s: None,
+            counts: Counts::default(),
+            devices: Vec::new(),
+            running: Vec::new(),
+            residents: Vec::new(),
+            held: Vec::new(),
+            health: Vec::new(),
+            counters: Counters::default(),
+            api: None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DirectorState {

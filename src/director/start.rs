@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{Director, News, Summary};
 use crate::api;
-use crate::api::view::{Counts, DirectorState, Status, View};
+use crate::api::view::{DirectorState, Status, View};
 use crate::config::{self, Config};
 use crate::devices::locks::Locks;
 use crate::devices::pin::Cores;
@@ -328,23 +328,13 @@ fn all_well() -> BTreeMap<What, Check> {
 }
 
 fn first_view(root: &Root, mode: HostMode) -> View {
+    let shown = crate::item::escape(root.path().as_os_str().as_encoded_bytes());
     View {
         number: 0,
         status: Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: Some(std::process::id()),
-            root: crate::item::escape(root.path().as_os_str().as_encoded_bytes()),
-            mode,
-            state: DirectorState::Running,
             uptime_s: Some(0.0),
-            counts: Counts::default(),
-            devices: Vec::new(),
-            running: Vec::new(),
-            residents: Vec::new(),
-            held: Vec::new(),
-            health: Vec::new(),
-            counters: Default::default(),
-            api: None,
+            ..Status::empty(shown, mode, DirectorState::Running)
         },
         live: Vec::new(),
         tallies: Default::default(),

@@ -13,19 +13,8 @@ use crate::item::{Outcome, Reason};
 fn view(tallies: Tallies) -> Arc<View> {
     let status = Status {
         version: "1.2.3".to_owned(),
-        pid: Some(1),
-        root: "/r".to_owned(),
-        mode: HostMode::Cpu,
-        state: DirectorState::Paused,
-        uptime_s: None,
         counts: Counts { ignored: 4, done: 7, ..Counts::default() },
-        devices: Vec::new(),
-        running: Vec::new(),
-        residents: Vec::new(),
-        held: Vec::new(),
-        health: Vec::new(),
-        counters: Default::default(),
-        api: None,
+        ..Status::empty("/r".to_owned(), HostMode::Cpu, DirectorState::Paused)
     };
     Arc::new(View { number: 1, status, live: Vec::new(), tallies })
 }

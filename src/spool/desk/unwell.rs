@@ -79,7 +79,12 @@ impl Desk {
 
     /// Said at once, before the answers that follow from it.
     pub(super) fn cannot_write(&mut self, words: String) {
-        if self.troubles.cannot_write(words) {
+        let is_new = self.troubles.cannot_write(words);
+        self.writing_is_refused(is_new);
+    }
+
+    fn writing_is_refused(&mut self, is_new: bool) {
+        if is_new {
             self.retry_at = self.clock.now() + self.backoff;
         }
         self.tell();
@@ -94,10 +99,8 @@ impl Desk {
         );
         self.root_is_away = true;
         self.answer(Answer::Root { is_there: false });
-        if self.troubles.is_elsewhere(words.clone()) {
-            self.retry_at = self.clock.now() + self.backoff;
-        }
-        self.tell();
+        let is_new = self.troubles.is_elsewhere(words.clone());
+        self.writing_is_refused(is_new);
         words
     }
 
